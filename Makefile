@@ -1,0 +1,10 @@
+# Every target is one call of scripts/dev.py, which sets itself up; on Windows type that line instead.
+PYTHON ?= python3
+ARGS ?=
+
+.PHONY: demo test test-all lint setup clean
+demo test test-all lint setup:
+	$(PYTHON) scripts/dev.py $@ $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,231 @@
+"""What an experiment is: plain dataclasses, one section a part of the engine.
+
+Standard library only: the command line reads these classes before it imports anything slow, and a cluster without pydantic or
+tyro can still build an experiment in Python. The text under a field is its help; ``__post_init__`` holds its limits. An
+application adds its own ``data`` section (``rsdmri.mri.config``, ``rsdmri_natural.config``).
+
+Numbers of images count what training has seen, whatever the batch.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def section(cls: type[T]) -> type[T]:
+    """A frozen, keyword-only dataclass whose YAML form may hold no key that is not a field."""
+    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ``ValueError(message)`` unless ``condition``: the one way in which sections state their limits."""
+    if not condition:
+        raise ValueError(message)
+
+
+@section
+class NetworkConfig:
+    """The network inside the denoiser."""
+
+    kind: Literal["song", "monai"] = "song"
+    """song: DDPM++ U-Net (Song et al. 2021, Karras et al. 2022); monai: MONAI's DiffusionModelUNet."""
+    channels: int = 32
+    """Channels of the first level."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """Channels of each level, as multiples of the first; every level after the first halves the image."""
+    blocks: int = 1
+    """Residual blocks a level."""
+    attention: tuple[int, ...] = ()
+    """Resolutions (in rows) whose levels use self-attention."""
+    dropout: float = 0.0
+    """Dropout inside the residual blocks."""
+    sigma_data: float = 0.5
+    """Standard deviation of the images per real component, for the preconditioning of EDM."""
+
+    def __post_init__(self) -> None:
+        require(self.channels >= 4 and self.channels % 4 == 0, "network.channels must be a positive multiple of 4")
+        require(bool(self.multipliers) and min(self.multipliers) >= 1, "network.multipliers needs at least one number >= 1")
+        require(self.blocks >= 1, "network.blocks must be at least 1")
+        require(0 <= self.dropout < 1, "network.dropout must lie in [0, 1)")
+        require(self.sigma_data > 0, "network.sigma_data must be positive")
+
+
+@section
+class ObjectiveConfig:
+    """What the denoiser learns from corrupted observations (RSD Eq. 7 to 10)."""
+
+    kind: Literal["standard", "tweedie", "ambient"] = "ambient"
+    """standard: diffuses w as it is; tweedie: removes white noise of known level; ambient: corrupts masked data further."""
+    law: Literal["truncated", "clamp"] = "truncated"
+    """tweedie only: levels are drawn above the measurement noise (truncated), or raised to it (clamp, as published)."""
+    mean: float = -1.2
+    """Mean of ln sigma in training."""
+    std: float = 1.2
+    """Standard deviation of ln sigma in training."""
+
+    def __post_init__(self) -> None:
+        require(self.std > 0, "objective.std must be positive")
+
+
+@section
+class PretrainConfig:
+    """Phase I: the diffusion teacher."""
+
+    images: int = 200_000
+    """Length of the training, in images seen."""
+    batch: int = 32
+    """Images a step."""
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Betas of Adam."""
+    warmup: int = 2_000
+    """Images over which the learning rate rises from zero."""
+    decay: bool = False
+    """Whether the learning rate falls to zero along a half cosine; without it, it stays (as published)."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for none."""
+    ema: float = 500_000
+    """Half-life of the average of the weights, in images."""
+    ema_ramp: float = 0.05
+    """The half-life is at most this part of the images seen."""
+    save: int = 50_000
+    """Images between two checkpoints for resuming."""
+    snapshots: int = 0
+    """How many evenly spaced averages of the weights are kept beside the last one, for choosing among them."""
+    log: int = 2_000
+    """Images between two lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        require(self.images >= 1 and self.batch >= 1, "images and batch must be at least 1")
+        require(self.lr > 0, "lr must be positive")
+        require(self.ema >= 0 and self.ema_ramp >= 0, "ema and ema_ramp must not be negative")
+        require(self.save >= 1 and self.log >= 1, "save and log must be at least 1")
+
+
+@section
+class DistillConfig:
+    """Phase II: the one-step generator (RSD Algorithm 6)."""
+
+    images: int = 50_000
+    """Length of the distillation, in images of the generator."""
+    batch: int = 32
+    """Images a step."""
+    lr_fake: float = 2e-4
+    """Learning rate of the fake score."""
+    lr_generator: float = 2e-4
+    """Learning rate of the generator."""
+    betas: tuple[float, float] = (0.0, 0.999)
+    """Betas of both Adams."""
+    clip: float = 1.0
+    """Largest norm of each gradient; 0 for none."""
+    alpha: float = 1.2
+    """Weight of the squared difference in the SiD loss (RSD Eq. 11)."""
+    sigma_init: float = 2.5
+    """The level at which the generator reads its noise."""
+    t_max: float = 0.8
+    """The level of the comparison is sigma(u), u uniform in [0, t_max]."""
+    sigma_min: float = 0.002
+    """sigma(0)."""
+    sigma_max: float = 80.0
+    """sigma(1)."""
+    space: Literal["measured", "image", "kept"] = "measured"
+    """Where the two predictions are compared; image only for data without measurement noise."""
+    condition: Literal["drawn", "full"] = "drawn"
+    """What an ambient generator is shown: a mask of the data's further corrupted law (published), or everything."""
+    ema: float = 500_000
+    """Half-life of the average of the generator's weights, in images."""
+    ema_ramp: float = 0.05
+    """The half-life is at most this part of the images seen."""
+    save: int = 10_000
+    """Images between two checkpoints for resuming."""
+    snapshots: int = 0
+    """How many evenly spaced averages of the weights are kept beside the last one, for choosing among them."""
+    log: int = 500
+    """Images between two lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        require(self.images >= 1 and self.batch >= 1, "images and batch must be at least 1")
+        require(self.lr_fake > 0 and self.lr_generator > 0, "lr_fake and lr_generator must be positive")
+        require(0 < self.t_max <= 1, "distill.t_max must lie in (0, 1]")
+        require(0 < self.sigma_min < self.sigma_max, "distill needs 0 < sigma_min < sigma_max")
+        require(self.sigma_init > 0, "distill.sigma_init must be positive")
+        require(self.save >= 1 and self.log >= 1, "save and log must be at least 1")
+
+
+@section
+class SampleConfig:
+    """Images from a teacher (Heun's method, EDM Algorithm 1) or a generator (one call)."""
+
+    n: int = 400
+    """How many images."""
+    first_seed: int = 0
+    """Sample i has the seed first_seed + i, and depends on nothing else."""
+    batch: int = 50
+    """Images at a time; does not change them."""
+    steps: int = 18
+    """Levels of the teacher's sampler: 2 steps - 1 calls of the network."""
+    sigma_min: float = 0.002
+    """The lowest level before zero."""
+    sigma_max: float = 80.0
+    """The level of the start."""
+    rho: float = 7.0
+    """Spacing of the levels."""
+    stop: float = 0.0
+    """The teacher returns its estimate once the next level is below this (Ambient-Truncated); 0: goes on to zero."""
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1 and self.batch >= 1, "sample.n and sample.batch must be at least 1")
+        require(self.first_seed >= 0, "sample.first_seed must not be negative")
+        require(self.steps >= 2, "sample.steps must be at least 2")
+        require(0 < self.sigma_min < self.sigma_max, "sample needs 0 < sigma_min < sigma_max")
+
+
+@section
+class EvaluateConfig:
+    """Distances between sets of images."""
+
+    n: int = 0
+    """Images a side; 0: as many as there are samples, and at most half of the references (the floor needs the other half)."""
+
+    def __post_init__(self) -> None:
+        require(self.n >= 0, "evaluate.n must not be negative")
+
+
+@section
+class Experiment:
+    """The sections that every application shares."""
+
+    name: str = ""
+    """Name of the experiment; its runs lie in RUNS/NAME. By default that of the first configuration."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    seed: int = 0
+    """Seed of everything that is drawn in training."""
+    device: str = "auto"
+    """auto: the first GPU if there is one, else the CPU; or a torch device."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs of this experiment lie."""
+        return self.runs / (self.name or "experiment")
+
+
+def to_tree(config: Any) -> Any:
+    """A configuration as plain mappings, lists and scalars: what YAML and JSON can hold."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [to_tree(item) for item in config]
+    return str(config) if isinstance(config, Path) else config

@@ -1,0 +1,111 @@
+r"""The denoiser f(x_t, sigma) = E[x | x_t], and the one-step generator made of it.
+
+EDM preconditioning (Karras et al. 2022, Table 1), with sd = sigma_data per real component:
+
+    f(x_t, s) = c_skip x_t + c_out F(c_in x_t, ln(s) / 4)
+    c_skip = sd^2 / (s^2 + sd^2),  c_out = s sd / sqrt(s^2 + sd^2),  c_in = 1 / sqrt(s^2 + sd^2)
+
+Images are complex or real outside and real channels inside; this is the only module that knows of channels. A *masked* denoiser
+(Ambient) sees its image through an operator and is shown the mask as one more channel.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .config import NetworkConfig
+from .errors import UserError
+from .operators import LinearOperator, MaskedOperator
+from .tensors import Image, PerSample, per_sample, to_channels, to_complex
+
+
+class Denoiser(nn.Module):
+    """``network``: (B, c, H, W) real and (B,) -> (B, c', H, W) real, with c' channels of the image and c = c' (+ 1, the mask)."""
+
+    def __init__(self, network: nn.Module, sigma_data: float = 0.5, masked: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.sigma_data = sigma_data
+        self.masked = masked
+
+    def forward(self, x_t: Image, sigma: PerSample, mask: Tensor | None = None) -> Image:
+        """f(x_t, sigma): x_t (B, C, H, W), sigma (B,), mask broadcasting to (B, 1, H, W) if the denoiser is masked."""
+        if (mask is not None) != self.masked:
+            raise ValueError(f"a denoiser with masked={self.masked} was called {'with' if mask is not None else 'without'} a mask")
+        s = sigma.to(x_t.real.dtype)
+        variance = s**2 + self.sigma_data**2
+        channels = per_sample(variance.rsqrt(), x_t) * to_channels(x_t)
+        if mask is not None:
+            shown = mask.to(channels.dtype).expand(len(x_t), 1, *x_t.shape[-2:])
+            channels = torch.cat([channels, shown], dim=1)
+        dtype = next(self.network.parameters()).dtype
+        out = self.network(channels.to(dtype), (s.log() / 4).to(dtype)).to(channels.dtype)
+        f = to_complex(out) if x_t.is_complex() else out
+        c_skip = per_sample(self.sigma_data**2 / variance, x_t)
+        c_out = per_sample(s * self.sigma_data * variance.rsqrt(), x_t)
+        return cast(Image, c_skip * x_t + c_out * f)
+
+    def denoise(self, x_t: Image, sigma: PerSample, operator: LinearOperator) -> Image:
+        """f of an image with white noise on the whole grid: a masked denoiser sees Ã^H Ã x_t and M̃, others x_t itself.
+
+        What a sampler and the generator call; the result is zero outside the operator's support.
+        """
+        if self.masked:
+            operator = cast(MaskedOperator, operator)
+            f = self(operator.gram(x_t), sigma, operator.mask)
+        else:
+            f = self(x_t, sigma)
+        return cast(Image, f * operator.support())
+
+
+class Generator(nn.Module):
+    """G(z; condition) = f(sigma_init z, sigma_init): one call of a denoiser (SiD; RSD section 3)."""
+
+    def __init__(self, denoiser: Denoiser, sigma_init: float) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.sigma_init = sigma_init
+
+    def forward(self, z: Image, condition: LinearOperator) -> Image:
+        """x_g for z of unit variance per real component; ``condition`` is the operator that a masked generator is shown."""
+        sigma = torch.full((len(z),), self.sigma_init, dtype=z.real.dtype, device=z.device)
+        return self.denoiser.denoise(self.sigma_init * z, sigma, condition)
+
+
+def build_denoiser(
+    config: NetworkConfig, *, channels: int, size: Sequence[int], complex_images: bool, masked: bool
+) -> Denoiser:
+    """A denoiser with fresh weights for images (channels, *size)."""
+    halvings = 2 ** (len(config.multipliers) - 1)
+    if size[0] % halvings or size[1] % halvings:
+        raise UserError(
+            f"images of {size[0]} x {size[1]} cannot pass a network of {len(config.multipliers)} levels: both numbers must be"
+            f" multiples of {halvings}. Crop the images (data.size) or use fewer levels (network.multipliers)."
+        )
+    out_channels = channels * (2 if complex_images else 1)
+    in_channels = out_channels + masked
+    from .nn import MonaiUNet, SongUNet
+
+    network: nn.Module
+    if config.kind == "song":
+        network = SongUNet(
+            in_channels,
+            out_channels,
+            channels=config.channels,
+            multipliers=config.multipliers,
+            blocks=config.blocks,
+            attention=config.attention,
+            size=(size[0], size[1]),
+            dropout=config.dropout,
+        )
+    else:
+        network = MonaiUNet(
+            in_channels,
+            out_channels,
+            channels=[config.channels * m for m in config.multipliers],
+            blocks=config.blocks,
+            attention=[size[0] >> level in config.attention for level in range(len(config.multipliers))],
+        )
+    return Denoiser(network, config.sigma_data, masked)

@@ -1,0 +1,116 @@
+r"""Restoration score distillation (RSD Algorithm 6): a teacher becomes a one-step generator, with no clean image in sight.
+
+    fake:       x_g = G(z), no gradient;  y_g = A x_g + sigma_y eps;  one step on the teacher's own objective on (y_g, A)
+    generator:  x_g = G(z);  w_g = A' x_g corrupted as the data;  x_t = what the objective makes of it at level s;
+                r, q = predictions of the teacher f_phi and of the fake f_psi;  w = target
+
+    SiD (RSD Eq. 11):  sum Re[conj(r - q)(r - w)] - alpha |r - q|^2,  times 1 / max(mean |w - r|, 1e-5), detached
+
+The condition that G is shown, A and A' are independent draws from the data's law: were A the operator that G was shown, G would
+be judged only where it was told. Gradients flow through x_g and through the inputs of both score networks, which are frozen by
+``requires_grad_(False)`` and not by ``no_grad``; the weight alone is detached.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .config import DistillConfig
+from .denoiser import Denoiser, Generator
+from .errors import UserError
+from .objectives import Objective
+from .observations import Observation, observe
+from .operators import LinearOperator, MaskedOperator
+from .tensors import Image, PerSample, squared, sum_samples
+
+SMALLEST_RESIDUAL = 1e-5  # SiD: below it the weight stops growing
+
+
+def sid_loss(r: Image, q: Image, w: Image, alpha: float) -> PerSample:
+    """The SiD loss (RSD Eq. 11) of predictions r (teacher) and q (fake) and target w; (B,), summed over real components."""
+    difference = r - q
+    loss = sum_samples((difference.conj() * (r - w)).real - alpha * squared(difference))
+    return loss / _mean_residual(w - r).clamp(min=SMALLEST_RESIDUAL)
+
+
+def _mean_residual(residual: Tensor) -> PerSample:
+    """mean |residual| over all real components, masked ones included; detached."""
+    residual = residual.detach()
+    real = torch.view_as_real(residual) if residual.is_complex() else residual
+    return real.abs().flatten(1).mean(1)
+
+
+class Distiller(nn.Module):
+    """The three networks of Algorithm 6 and their two losses.
+
+    ``teacher`` is frozen; ``fake`` and ``generator`` start as its copies. Every operator that enters is drawn from the data's
+    law by the caller; no image ever enters.
+    """
+
+    def __init__(
+        self, teacher: Denoiser, fake: Denoiser, generator: Generator, objective: Objective, config: DistillConfig
+    ) -> None:
+        super().__init__()
+        if config.space != "measured" and not objective.masked:
+            raise UserError(f"distill.space '{config.space}' exists only for objective 'ambient'")
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.fake = fake
+        self.generator = generator
+        self.objective = objective
+        self.config = config
+
+    def generate(self, z: Image, condition: LinearOperator) -> Image:
+        """x_g = G(z; condition)."""
+        return cast(Image, self.generator(z, shown(condition, self.config)))
+
+    def fake_loss(
+        self,
+        z: Image,
+        condition: LinearOperator,
+        operator: LinearOperator,
+        noise_std: PerSample,
+        sigma: PerSample,
+        generator: torch.Generator | None = None,
+    ) -> PerSample:
+        """The teacher's objective on generated, corrupted observations; (B,). No gradient reaches the generator."""
+        with torch.no_grad():
+            obs = observe(self.generate(z, condition), operator, noise_std, generator)
+        return self.objective.loss(self.fake, obs, sigma, generator)
+
+    def generator_loss(
+        self,
+        z: Image,
+        condition: LinearOperator,
+        operator: LinearOperator,
+        noise_std: PerSample,
+        sigma: PerSample,
+        generator: torch.Generator | None = None,
+    ) -> PerSample:
+        """The SiD loss of the generator; (B,). The fake must have been frozen by ``requires_grad_(False)``."""
+        x_g = self.generate(z, condition)
+        obs = self.compared(x_g, operator, noise_std, generator)
+        perturbed = self.objective.perturb(obs, sigma, generator)
+        space = self.config.space
+        r = self.objective.predict(self.teacher, perturbed, obs, space)
+        q = self.objective.predict(self.fake, perturbed, obs, space)
+        # The only place where the image itself may be the target: here it is the generator's own.
+        w = x_g * operator.support() if space == "image" else self.objective.target(perturbed, obs, space)
+        return sid_loss(r, q, w, self.config.alpha)
+
+    def compared(
+        self, x_g: Image, operator: LinearOperator, noise_std: PerSample, generator: torch.Generator | None = None
+    ) -> Observation:
+        """The observation of x_g that the scores see: with measurement noise only if the objective models the noise."""
+        if self.objective.removes_noise:
+            return Observation(operator.forward(x_g), operator, torch.zeros_like(noise_std))
+        return observe(x_g, operator, noise_std, generator)
+
+
+def shown(condition: LinearOperator, config: DistillConfig) -> LinearOperator:
+    """What a generator is shown of a drawn operator: itself, or with ``condition: full`` the same one that keeps everything."""
+    if config.condition == "full" and isinstance(condition, MaskedOperator):
+        return condition.with_mask(torch.ones_like(condition.mask))
+    return condition
+
+

@@ -1,0 +1,105 @@
+"""The MRI sections of an experiment, and the options of the commands that exist for MRI alone."""
+
+from dataclasses import field
+from pathlib import Path
+from typing import Literal
+
+from ..config import Experiment, require, section
+
+
+@section
+class MRIData:
+    """Which scans are learned from, and how they are undersampled."""
+
+    kspace: tuple[Path, ...] = ()
+    """Files or folders of multi-coil k-space (fastMRI .h5)."""
+    references: tuple[Path, ...] = ()
+    """Scans whose clean images are the references of the evaluation; none: those that are learned from, if fully sampled."""
+    maps: Path | None = None
+    """Folder of <stem>.maps.h5; by default RUNS/NAME/espirit."""
+    accel: float = 4.0
+    """Acceleration R: floor(W / R) columns are kept, the ACS lines included (also -R, --accel)."""
+    acs: int | None = None
+    """Autocalibration lines, always kept; by default round(W / 16)."""
+    size: tuple[int, int] | None = None
+    """Rows and columns to which images are cropped; by default as in the files."""
+    thinning: Literal["redrawn", "fixed"] = "redrawn"
+    """Whether the further corrupted mask is drawn anew at every step or once a sample (public teachers)."""
+    noise_std: float | None = None
+    """Noise of the k-space, per real component, in the units of the file; by default what the file says, else its edges."""
+    bank: int = 512
+    """How many coil maps a run keeps, so that sampling needs no data."""
+
+    def __post_init__(self) -> None:
+        require(self.accel >= 1, "data.accel must be at least 1")
+        require(self.acs is None or self.acs >= 0, "data.acs must not be negative")
+        require(self.noise_std is None or self.noise_std >= 0, "data.noise_std must not be negative")
+        require(self.bank >= 1, "data.bank must be at least 1")
+
+
+@section
+class MRIExperiment(Experiment):
+    """One MRI experiment: one row of a table."""
+
+    data: MRIData = field(default_factory=MRIData)
+
+
+@section
+class SimulateConfig:
+    """Multi-coil k-space in fastMRI's layout from drawn phantoms or from magnitude images."""
+
+    phantoms: int = 0
+    """Draw this many phantom volumes instead of reading images."""
+    slices: int = 8
+    """Slices a phantom volume, or images of one subject a file."""
+    size: tuple[int, int] = (64, 64)
+    """Rows and columns of the k-space."""
+    coils: int = 8
+    """Receive coils (with --coil-maps: as many as that file holds)."""
+    snr: float = 50.0
+    """Signal (99th percentile of the image) over noise, both per real component of the combined image."""
+    coil_maps: Path | None = None
+    """An .npz with measured sensitivity maps (coils, h, w), instead of drawn ones."""
+    coil_maps_key: str = ""
+    """Which array of the .npz; <key>_noise_cov beside it, if present, prewhitens the maps."""
+    split: str = ""
+    """Which array of an images .npz, such as train or test; <split>_subject beside it groups the slices."""
+    limit: int = 0
+    """Take at most this many images, spread over the whole; 0: all."""
+    seed: int = 0
+    """Seed of phases, maps and noise; each file is a function of it and of its name."""
+
+    def __post_init__(self) -> None:
+        require(self.phantoms >= 0 and self.slices >= 1, "phantoms must not be negative, slices at least 1")
+        require(min(self.size) >= 8, "size must be at least 8 in both directions")
+        require(self.coils >= 1, "coils must be at least 1")
+        require(self.snr > 0, "snr must be positive")
+
+
+@section
+class EspiritConfig:
+    """Coil sensitivity maps from the autocalibration lines (Uecker et al. 2014)."""
+
+    backend: Literal["sigpy"] = "sigpy"
+    """Which implementation."""
+    calib: int | None = None
+    """Width of the calibration block; by default what an accelerated scan of this width keeps, round(W / 16), if that is at
+    least 12 lines, else 24 (both at most the fully sampled block that is found)."""
+    kernel: int = 6
+    """Width of the kernels in k-space."""
+    threshold: float = 0.02
+    """Singular values of the calibration matrix below this part of the largest are noise."""
+    crop: float = 0.95
+    """Maps are zero where the eigenvalue is below this."""
+    iterations: int = 30
+    """Power iterations a pixel."""
+    workers: int = 0
+    """Processes; 0: one a core."""
+    shard: str = "0/1"
+    """i/n: only every n-th file, from the i-th (for job arrays)."""
+
+    def __post_init__(self) -> None:
+        require(self.calib is None or self.calib >= self.kernel, "calib must be at least as wide as the kernel")
+        require(self.kernel >= 2, "kernel must be at least 2")
+        require(0 < self.threshold < 1 and 0 <= self.crop < 1, "threshold must lie in (0, 1), crop in [0, 1)")
+        require(self.iterations >= 1 and self.workers >= 0, "iterations must be at least 1, workers not negative")

@@ -1,0 +1,233 @@
+"""One self-contained page, and the same numbers as JSON, from the results of an experiment.
+
+The page loads nothing: styles, script, images and charts are inside it, so that it can be mailed,
+archived and opened from a cluster. Everything that it shows is passed in; of files, only the log
+format of a training run is known here.
+"""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from .errors import UserError
+from .files import atomic, write_json, write_text
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+OBSERVATION = "observation"  # the row that every other one has to beat
+POINTS = 400  # of a curve on the page: more than its pixels would only make the page heavy
+SHARP = 192  # images are enlarged by repetition to this size, so that browsers show pixels, not blur
+WIDTH, HEIGHT = 460, 260  # of a chart, in its own units
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 40  # its margins
+Pixels: TypeAlias = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A distance to a reference, beside the distance between two halves of the reference."""
+
+    value: float | None
+    floor: float | None
+    n: int
+    """Images a side."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What makes images (``observation``, ``teacher``, ``rsd``, ...) and how well it does."""
+
+    name: str
+    seconds_per_image: float | None = None
+    network_calls: int | None = None
+    metrics: Mapping[str, Score] = field(default_factory=dict)
+    """Distances to clean reference images."""
+    proximal: Mapping[str, Score] = field(default_factory=dict)
+    """Distances to the observed data, of images that were corrupted in the same way."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart; curves of one ``y_label`` and ``x_label`` share a chart."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    x_label: str = "images seen"
+    y_label: str = "loss"
+    raw: Sequence[float] = ()
+    """The values before smoothing, drawn faintly behind; empty for none."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Some images of one kind: ``(n, H, W)`` or ``(n, H, W, 3)``, display values in [0, 1]."""
+
+    title: str
+    images: ArrayLike
+    caption: str = ""
+
+
+def write_report(
+    folder: Path | str,
+    title: str,
+    rows: Sequence[Row],
+    curves: Sequence[Curve],
+    images: Sequence[Grid],
+    provenance: Mapping[str, Any],
+    config_text: str,
+    summary: str = "",
+) -> None:
+    """Writes ``report.html`` and ``report.json`` into ``folder``.
+
+    Args:
+        rows: the lines of the table, in their order; ``None`` and NaN show as missing.
+        images: the grids, side by side in their order.
+        summary: a paragraph in plain language; empty: one that the rows allow.
+
+    Raises:
+        UserError: a grid does not hold images.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=number, duration=duration, json_text=_json_text)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=title,
+        summary=summary,
+        rows={row.name: row for row in rows},
+        groups=[_group(rows, "metrics"), _group(rows, "proximal")],
+        charts=_charts(curves),
+        grids=[_grid(grid) for grid in images],
+        provenance=provenance,
+        config_text=config_text,
+    )
+    write_json(Path(folder) / "report.json", {"rows": [_finite(asdict(row)) for row in rows]})
+    write_text(Path(folder) / "report.html", page)
+
+
+def _finite(value: Any) -> Any:
+    """The same tree with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _json_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, indent=2, default=str)
+
+
+# Numbers
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, without an exponent where it can be helped; a dash for nothing."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.2e}".replace("-", "−")
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(0, digits)}f}".replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the unit that fits it."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    for unit, size in (("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size * (2 if unit == "min" else 1):
+            return f"{number(seconds / size)} {unit}"
+    return f"{number(seconds / 1e-6)} µs"
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+# The table
+
+
+def _group(rows: Sequence[Row], kind: str) -> dict[str, Any]:
+    """The columns of one kind of distance; ``n`` if it is the same everywhere."""
+    scores: list[Mapping[str, Score]] = [getattr(row, kind) for row in rows]
+    names = list(dict.fromkeys(name for by_name in scores for name in by_name))
+    counts = {score.n for by_name in scores for score in by_name.values()}
+    return {
+        "kind": kind,
+        "n": counts.pop() if len(counts) == 1 else None,
+        "columns": [
+            {"name": name, "cells": _column(rows, [by_name.get(name) for by_name in scores])}
+            for name in names
+        ],
+    }
+
+
+def _column(rows: Sequence[Row], scores: Sequence[Score | None]) -> dict[str, dict[str, Any]]:
+    """What the page says about each row under one distance, by the name of the row."""
+    values = [_known(score.value) if score else None for score in scores]
+    floors = [_known(score.floor) if score else None for score in scores]
+    found = [value for value in values if value is not None]
+    observed = [v for row, v in zip(rows, values, strict=True) if row.name == OBSERVATION]
+    limit = next((v for v in observed if v is not None), math.inf)
+    largest = max([*found, *(floor for floor in floors if floor is not None)], default=0.0) or 1.0
+    cells = {}
+    for row, score, value, floor in zip(rows, scores, values, floors, strict=True):
+        cells[row.name] = {
+            "value": value,
+            "floor": floor,
+            "n": score.n if score else None,
+            "best": len(found) > 1 and value == min(found),
+            "worse": value is not None and value > limit,
+            "at_floor": value is not None and floor is not None and value <= floor,
+            "length": 100 * (value or 0.0) / largest,
+            "tick": None if floor is None else 100 * floor / largest,
+        }
+    return cells
+
+
+# Images
+
+
+def _pixels(images: ArrayLike) -> Pixels:
+    """Display images as 8-bit ``(n, H, W)`` or ``(n, H, W, 3)``; what is not a number is black."""
+    array = np.asarray(images)
+    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[-1] != 3) or not array.size:
+        raise UserError(f"images to show must be (n, H, W) or (n, H, W, 3), not {array.shape}")
+    return np.rint(255 * np.clip(np.nan_to_num(array), 0, 1)).astype(np.uint8)
+
+
+def _grid(grid: Grid) -> dict[str, Any]:
+    pixels = _pixels(grid.images)
+    columns = min(6, math.ceil(math.sqrt(len(pixels))))
+    uris = [_data_uri(image) for image in pixels]
+    return {"title": grid.title, "caption": grid.caption, "columns": columns, "images": uris}
+
+
+def _data_uri(image: Pixels) -> str:
+    factor = max(1, SHARP // max(image.shape[:2]))
+    stream = io.BytesIO()
+    Image.fromarray(image.repeat(factor, 0).repeat(factor, 1)).save(stream, "png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def save_grid(path: Path | str, images: ArrayLike, columns: int) -> None:
+    """Writes ``(n, H, W[, 3])`` images in [0, 1] as one PNG, row by row, one pixel apart."""
+    pixels = _pixels(images)
+    height, width = pixels.shape[1:3]
+    columns = max(1, min(columns, len(pixels)))
+    lines = math.ceil(len(pixels) / columns)
+    shape = (lines * (height + 1) - 1, columns * (width + 1) - 1, *pixels.shape[3:])
+    sheet = np.zeros(shape, np.uint8)
+    for index, image in enumerate(pixels):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        sheet[top : top + height, left : left + width] = image
+    with atomic(path) as temporary:
+        Image.fromarray(sheet).save(temporary, "png")

@@ -1,0 +1,175 @@
+"""The training loop: averages of the weights, progress in images, a log, and going on where a run stopped.
+
+It knows a :class:`Step`, not what the step trains. A step is a function of (seed, images seen): a run that was killed and started
+again by the same command repeats the losses of one that was not.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints import load_resume, save_resume, save_tensors
+from .config import DistillConfig, PretrainConfig
+from .errors import UserError
+from .files import write_text
+from .progress import Progress
+from .tensors import make_generator
+
+TRAIN_STREAM = 1  # the purpose of the training's generators
+
+
+class Step(Protocol):
+    """One optimisation step on a batch that the step draws itself."""
+
+    #: The network whose average is the result.
+    model: nn.Module
+
+    def __call__(self, images: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Trains on one batch after ``images`` images were seen; returns scalars for the log."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and the optimisers' moments: nested dictionaries of tensors."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        ...
+
+
+class Average:
+    """Exponential moving average of a network's parameters; buffers are copied.
+
+    The half-life is ``min(half_life, ramp * images seen)``, so that the start is forgotten soon (Karras et al. 2022, F.2).
+    """
+
+    def __init__(self, model: nn.Module, half_life: float, ramp: float) -> None:
+        self.half_life, self.ramp = half_life, ramp
+        self.values = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    def update(self, model: nn.Module, images: int, batch: int) -> None:
+        """After a step on ``batch`` images, the ``images``-th included."""
+        half_life = min(self.half_life, self.ramp * images)
+        keep = 0.5 ** (batch / max(half_life, 1e-8))
+        state = model.state_dict()
+        floating = [name for name in self.values if self.values[name].is_floating_point()]
+        torch._foreach_lerp_([self.values[n] for n in floating], [state[n].detach() for n in floating], 1 - keep)
+        for name in self.values.keys() - set(floating):
+            self.values[name].copy_(state[name])
+
+
+def train(
+    step: Step, options: PretrainConfig | DistillConfig, folder: Path, *, seed: int, device: torch.device, stage: str
+) -> tuple[dict[str, Tensor], int]:
+    """Runs ``step`` until ``options.images`` images were seen; returns the averaged weights and the images seen.
+
+    Writes ``metrics.jsonl``, ``snapshots/`` and ``resume/`` into ``folder``; started again, it goes on from the last of these.
+    """
+    average = Average(step.model, options.ema, options.ema_ramp)
+    images, seconds = _restore(step, average, folder)
+    log = _Log(folder / "metrics.jsonl", images)
+    marks = _snapshot_marks(options.images, options.snapshots)
+    began, saved = time.monotonic() - seconds, images
+    with Progress(stage, options.images, "images", start=images) as progress:
+        while images < options.images:
+            values = step(images, make_generator(seed, TRAIN_STREAM, images, device=device))
+            before, images = images, images + options.batch
+            average.update(step.model, images, options.batch)
+            log.add(values)
+            if any(before < mark <= images for mark in marks):
+                save_tensors(folder / "snapshots" / f"images_{images:012d}.safetensors", average.values)
+            last = images >= options.images
+            if last or before // options.log < images // options.log:
+                seconds = time.monotonic() - began
+                progress.update(images, log.write(images, seconds))
+                # Only here, where the log's sums are empty: a checkpoint need not hold them.
+                if last or images - saved >= options.save:
+                    state = {"step": step.state_dict(), "average": dict(average.values)}
+                    save_resume(folder, state, {"images": images, "seconds": seconds})
+                    saved = images
+            progress.update(images, progress.note)
+    return average.values, images
+
+
+def _restore(step: Step, average: Average, folder: Path) -> tuple[int, float]:
+    """Images seen and seconds spent by earlier runs in this folder, whose state is loaded."""
+    found = load_resume(folder)
+    if found is None:
+        return 0, 0.0
+    state, progress = found
+    step.load_state_dict(state["step"])
+    for name, value in average.values.items():
+        value.copy_(state["average"][name])
+    return int(progress["images"]), float(progress["seconds"])
+
+
+def _snapshot_marks(total: int, count: int) -> list[int]:
+    """Images seen at which snapshots are taken: evenly spaced, the last one at the end."""
+    return [total * (k + 1) // count for k in range(count)]
+
+
+class _Log:
+    """metrics.jsonl: one line every few steps with the mean of what the steps returned."""
+
+    def __init__(self, path: Path, images: int) -> None:
+        self.path = path
+        self.values: list[dict[str, Tensor]] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():  # lines that were written after the checkpoint will be written again
+            write_text(path, "".join(f"{json.dumps(line)}\n" for line in read_log(path) if line["images"] <= images))
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        self.values.append({name: value.detach() for name, value in values.items()})
+
+    def write(self, images: int, seconds: float) -> str:
+        """Appends one line, and returns it in short for the progress line; non-finite values stop the run."""
+        names = self.values[0].keys()
+        means = {name: float(torch.stack([v[name] for v in self.values]).double().mean()) for name in names}
+        self.values.clear()
+        broken = [name for name, value in means.items() if not torch.isfinite(torch.tensor(value))]
+        if broken:
+            raise UserError(
+                f"training stopped at {images} images: {', '.join(broken)} is not finite. The last checkpoint is kept in"
+                f" {self.path.parent / 'resume'}. Lower the learning rate, or look for broken data."
+            )
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"images": images, "seconds": round(seconds, 2), **means}) + "\n")
+        return "  ".join(f"{name} {value:.4g}" for name, value in means.items() if name.startswith("loss"))
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl; a last line that was torn by a kill is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def adam_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The moments of an optimiser by parameter number; its options belong to the configuration."""
+    state: dict[str, Any] = optimizer.state_dict()["state"]
+    return {str(number): dict(moments) for number, moments in state.items()}
+
+
+def load_adam_state(optimizer: torch.optim.Optimizer, moments: dict[str, Any]) -> None:
+    """The inverse of :func:`adam_state`."""
+    state = optimizer.state_dict()
+    state["state"] = {int(number): values for number, values in moments.items()}
+    optimizer.load_state_dict(state)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> Tensor:
+    """One step down the gradient of ``loss``; returns the norm of the gradient before it was clipped."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
+    optimizer.step()
+    return norm
