@@ -9,8 +9,8 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,13 +21,13 @@ from PIL import Image
 
 from .errors import UserError
 from .files import atomic, write_json, write_text
+from .report_charts import Curve, charts, load_curves
+
+__all__ = ["Curve", "Grid", "Row", "Score", "load_curves", "save_grid", "write_report"]
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 OBSERVATION = "observation"  # the row that every other one has to beat
-POINTS = 400  # of a curve on the page: more than its pixels would only make the page heavy
-SHARP = 192  # images are enlarged by repetition to this size, so that browsers show pixels, not blur
-WIDTH, HEIGHT = 460, 260  # of a chart, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 40  # its margins
+SHARP = 192  # small images are enlarged to this by repetition: a browser would blur them
 Pixels: TypeAlias = NDArray[np.uint8]
 
 
@@ -52,19 +52,6 @@ class Row:
     """Distances to clean reference images."""
     proximal: Mapping[str, Score] = field(default_factory=dict)
     """Distances to the observed data, of images that were corrupted in the same way."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line of a chart; curves of one ``y_label`` and ``x_label`` share a chart."""
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    x_label: str = "images seen"
-    y_label: str = "loss"
-    raw: Sequence[float] = ()
-    """The values before smoothing, drawn faintly behind; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +83,7 @@ def write_report(
     Raises:
         UserError: a grid does not hold images.
     """
+    groups = [_group(rows, "metrics"), _group(rows, "proximal")]
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -104,8 +92,9 @@ def write_report(
         title=title,
         summary=summary,
         rows={row.name: row for row in rows},
-        groups=[_group(rows, "metrics"), _group(rows, "proximal")],
-        charts=_charts(curves),
+        groups=groups,
+        worse={row.name: _worse(row.name, groups) for row in rows},
+        charts=charts(curves),
         grids=[_grid(grid) for grid in images],
         provenance=provenance,
         config_text=config_text,
@@ -122,7 +111,10 @@ def _finite(value: Any) -> Any:
 
 
 def _json_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, indent=2, default=str)
+    if isinstance(value, str):
+        return value
+    line = json.dumps(value, default=str, ensure_ascii=False)
+    return line if len(line) < 80 else json.dumps(value, indent=2, default=str, ensure_ascii=False)
 
 
 # Numbers
@@ -191,6 +183,12 @@ def _column(rows: Sequence[Row], scores: Sequence[Score | None]) -> dict[str, di
             "tick": None if floor is None else 100 * floor / largest,
         }
     return cells
+
+
+def _worse(name: str, groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The kinds and names of the distances in which a row is worse than the observations."""
+    columns = [(group["kind"], column) for group in groups for column in group["columns"]]
+    return [(kind, column["name"]) for kind, column in columns if column["cells"][name]["worse"]]
 
 
 # Images

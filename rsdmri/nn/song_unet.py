@@ -112,9 +112,7 @@ class SongUNet(nn.Module):
             stage = nn.ModuleList()
             for i in range(blocks + 1):
                 last = i == blocks
-                stage.append(
-                    block(width + skips.pop(), widths[level], attends=attends[level] and last)
-                )
+                stage.append(block(width + skips.pop(), widths[level], attends=attends[level] and last))
                 width = widths[level]
             self.decoder.insert(0, stage)
 
@@ -157,9 +155,7 @@ class NoiseEmbedding(nn.Module):
     def __init__(self, channels: int, out_channels: int, augment_channels: int = 0) -> None:
         super().__init__()
         if channels < 4 or channels % 2:
-            raise ValueError(
-                f"channels must be even and at least 4 (sines and cosines): {channels}"
-            )
+            raise ValueError(f"channels must be even and at least 4 (sines and cosines): {channels}")
         self.channels = channels
         self.augment = linear(augment_channels, channels, bias=False) if augment_channels else None
         self.linear0 = linear(channels, out_channels)

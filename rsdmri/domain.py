@@ -1,0 +1,80 @@
+"""What an application must provide: its data, its corruption, and how an image is shown.
+
+``rsdmri.mri.domain`` and ``rsdmri_natural.domain`` are the two applications; the pipeline knows no other thing about them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .observations import Observation
+from .operators import LinearOperator, MaskedOperator
+from .tensors import Image, PerSample
+
+
+class Law(Protocol):
+    """The data's law of corruption: operators and noise, and nothing about images."""
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[LinearOperator, PerSample]:
+        """n independent operators on the device of ``generator``, and their noise (n,)."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Writes operators.h5, so that a run samples without the data."""
+        ...
+
+
+class Observations(Protocol):
+    """The corrupted data set."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the images."""
+        ...
+
+    def batch(self, indices: Sequence[int]) -> Observation:
+        """The observations of these samples, on the CPU."""
+        ...
+
+    def law(self) -> Law:
+        """How these data were corrupted."""
+        ...
+
+
+class Domain(Protocol):
+    """One application of the engine."""
+
+    #: Its name in files, such as "mri".
+    name: str
+    channels: int
+    complex_images: bool
+    operator: type[LinearOperator]
+
+    def prepare(self, experiment: Any, out: Path) -> None:
+        """Data -> out/observations.h5 and, where clean images exist, out/references.h5."""
+        ...
+
+    def observations(self, path: Path) -> Observations:
+        """Opens observations.h5."""
+        ...
+
+    def references(self, path: Path) -> Image:
+        """Reads references.h5; called by ``evaluate`` alone."""
+        ...
+
+    def law(self, path: Path) -> Law:
+        """Opens operators.h5."""
+        ...
+
+    def thin(self, operator: MaskedOperator, generator: torch.Generator | None, experiment: Any) -> MaskedOperator:
+        """The further corrupted operator Ã: a part of the mask, drawn by the data's further corrupted law."""
+        ...
+
+    def display(self, x: Image, law: Law) -> Tensor:
+        """Images as a person or a metric sees them: (N, H, W) or (N, H, W, 3) in [0, 1], 8-bit steps, the same for every row."""
+        ...

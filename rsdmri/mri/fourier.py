@@ -1,0 +1,42 @@
+r"""Fourier transforms of MRI, as in fastMRI: centred (DC at N // 2) and orthonormal, over the last two axes.
+
+    k[u] = 1/sqrt(N) sum_n x[n] exp(-2 pi i (u - N//2) (n - N//2) / N)     in each direction
+"""
+
+import torch
+from torch import Tensor
+
+AXES = (-2, -1)
+
+
+def fft2c(x: Tensor) -> Tensor:
+    """Image (..., H, W) -> centred k-space (..., H, W)."""
+    with torch.autocast(x.device.type, enabled=False):  # there is no half-precision complex FFT worth having
+        return torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(x, dim=AXES), norm="ortho"), dim=AXES)
+
+
+def ifft2c(kspace: Tensor) -> Tensor:
+    """Centred k-space (..., H, W) -> image (..., H, W): the inverse and the adjoint of :func:`fft2c`."""
+    with torch.autocast(kspace.device.type, enabled=False):
+        return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(kspace, dim=AXES), norm="ortho"), dim=AXES)
+
+
+def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The centre of the last two axes, from (N - n) // 2 on as fastMRI cuts images."""
+    (height, width), (h, w) = x.shape[-2:], size
+    if h > height or w > width:
+        raise ValueError(f"cannot crop {height} x {width} to {h} x {w}")
+    top, left = (height - h) // 2, (width - w) // 2
+    return x[..., top : top + h, left : left + w]
+
+
+def crop_kspace(kspace: Tensor, size: tuple[int, int]) -> Tensor:
+    """The centre of k-space with DC kept at n // 2: the same image on a coarser grid (up to the scale of the orthonormal FFT)."""
+    (height, width), (h, w) = kspace.shape[-2:], size
+    top, left = height // 2 - h // 2, width // 2 - w // 2
+    return kspace[..., top : top + h, left : left + w]
+
+
+def rss(x: Tensor, dim: int) -> Tensor:
+    """Root of the sum of squares over the coils."""
+    return x.abs().square().sum(dim).sqrt()

@@ -1,0 +1,126 @@
+"""The two things that are trained: a teacher from observations, a generator from the law of corruption.
+
+Both draw their batches themselves, as functions of the images seen and of the generator that the loop gives them.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import noise
+from .config import DistillConfig, PretrainConfig
+from .denoiser import Denoiser
+from .distillation import Distiller
+from .domain import Law, Observations
+from .objectives import Objective, Thin
+from .tensors import randn
+from .training import adam_state, descend, load_adam_state
+
+ORDER_STREAM = 2  # the purpose of the generators that shuffle the data
+
+
+def indices(total: int, seed: int, start: int, count: int) -> list[int]:
+    """The samples number start .. start + count of an endless sequence of shuffled passes over ``total`` samples.
+
+    A function of its arguments alone, so that a resumed run, on any number of processes, repeats and skips nothing.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        epoch, offset = divmod(start + len(found), total)
+        order = np.random.default_rng([seed, ORDER_STREAM, epoch]).permutation(total)
+        found.extend(int(i) for i in order[offset : offset + count - len(found)])
+    return found
+
+
+class PretrainStep:
+    """One step of the teacher: Adam on the objective's loss of one batch of observations."""
+
+    def __init__(
+        self, denoiser: Denoiser, objective: Objective, data: Observations, config: PretrainConfig, seed: int
+    ) -> None:
+        self.model = denoiser
+        self.objective, self.data, self.config, self.seed = objective, data, config, seed
+        self.optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.lr, betas=config.betas)
+
+    def __call__(self, images: int, generator: torch.Generator) -> dict[str, Tensor]:
+        config = self.config
+        self.model.train()
+        obs = self.data.batch(indices(len(self.data), self.seed, images, config.batch)).to(generator.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * learning_rate_factor(images + config.batch, config)
+        sigma = self.objective.levels(obs.noise_std, generator)
+        loss = self.objective.loss(self.model, obs, sigma, generator).mean()
+        return {"loss": loss, "gradient": descend(self.optimizer, loss, config.clip)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "adam": adam_state(self.optimizer)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        load_adam_state(self.optimizer, state["adam"])
+
+
+def learning_rate_factor(images: int, config: PretrainConfig) -> float:
+    """A linear rise over ``warmup`` images, then constant or a half cosine to zero."""
+    rise = min(1.0, images / config.warmup) if config.warmup else 1.0
+    fall = 0.5 * (1 + float(np.cos(np.pi * min(1.0, images / config.images)))) if config.decay else 1.0
+    return rise * fall
+
+
+class DistillStep:
+    """One step of Algorithm 6: Adam on the fake score, then, with fresh z and operators, Adam on the generator."""
+
+    def __init__(
+        self, distiller: Distiller, law: Law, thin: Thin, shape: tuple[int, int, int], dtype: torch.dtype, config: DistillConfig
+    ) -> None:
+        self.distiller, self.law, self.thin, self.config = distiller, law, thin, config
+        self.shape, self.dtype = shape, dtype
+        self.model = distiller.generator.denoiser
+        self.adam_fake = torch.optim.Adam(distiller.fake.parameters(), lr=config.lr_fake, betas=config.betas)
+        self.adam_generator = torch.optim.Adam(self.model.parameters(), lr=config.lr_generator, betas=config.betas)
+
+    def __call__(self, images: int, generator: torch.Generator) -> dict[str, Tensor]:
+        distiller, config = self.distiller, self.config
+        n = config.batch
+        # Dropout is active only in a network's own step (SiD).
+        distiller.fake.requires_grad_(True).train()
+        self.model.eval()
+        z, condition, operator, noise_std = self.draw(n, generator)
+        sigma = distiller.objective.levels(noise_std, generator)
+        fake = distiller.fake_loss(z, condition, operator, noise_std, sigma, generator).mean()
+        gradient_fake = descend(self.adam_fake, fake, config.clip)
+
+        distiller.fake.requires_grad_(False).eval()
+        self.model.train()
+        z, condition, operator, noise_std = self.draw(n, generator)
+        u = config.t_max * torch.rand(n, device=generator.device, generator=generator)
+        sigma = noise.karras(u, config.sigma_min, config.sigma_max)
+        loss = distiller.generator_loss(z, condition, operator, noise_std, sigma, generator).mean()
+        gradient = descend(self.adam_generator, loss, config.clip)
+        return {"loss_fake": fake, "loss_generator": loss, "gradient_fake": gradient_fake, "gradient_generator": gradient}
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Any, Any, Tensor]:
+        """Noise, the operator that G is shown, and, independent of it, the operator that measures G's output."""
+        z = randn((n, *self.shape), self.dtype, generator)
+        condition, _ = self.law.draw(n, generator)
+        operator, noise_std = self.law.draw(n, generator)
+        if self.distiller.generator.denoiser.masked:
+            condition = self.thin(condition, generator)  # the generator sees what the teacher saw
+        return z, condition, operator, noise_std
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "fake": self.distiller.fake.state_dict(),
+            "generator": self.model.state_dict(),
+            "adam_fake": adam_state(self.adam_fake),
+            "adam_generator": adam_state(self.adam_generator),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.distiller.fake.load_state_dict(state["fake"])
+        self.model.load_state_dict(state["generator"])
+        load_adam_state(self.adam_fake, state["adam_fake"])
+        load_adam_state(self.adam_generator, state["adam_generator"])
+
