@@ -59,7 +59,7 @@ class Domain(Protocol):
         """Data -> out/observations.h5 and, where clean images exist, out/references.h5."""
         ...
 
-    def observations(self, path: Path) -> Observations:
+    def observations(self, path: Path, experiment: Any) -> Observations:
         """Opens observations.h5."""
         ...
 

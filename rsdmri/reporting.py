@@ -84,9 +84,7 @@ def write_report(
         UserError: a grid does not hold images.
     """
     groups = [_group(rows, "metrics"), _group(rows, "proximal")]
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=number, duration=duration, json_text=_json_text)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
@@ -155,10 +153,7 @@ def _group(rows: Sequence[Row], kind: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "n": counts.pop() if len(counts) == 1 else None,
-        "columns": [
-            {"name": name, "cells": _column(rows, [by_name.get(name) for by_name in scores])}
-            for name in names
-        ],
+        "columns": [{"name": name, "cells": _column(rows, [by_name.get(name) for by_name in scores])} for name in names],
     }
 
 

@@ -3,10 +3,12 @@
     python3 scripts/dev.py demo | test | test-all | lint | setup [arguments of the command]
 
 Makes .venv once, chooses a torch that fits the machine, installs the package with its tools, and runs the command in it.
-RSDMRI_VENV names another environment, such as that of a container or a cluster.
+RSDMRI_VENV names another environment, such as that of a container or a cluster; what that one has, it keeps.
 """
 
 import hashlib
+import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -15,6 +17,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import which
+
+OLDEST = (3, 11)
+# Before any annotation is evaluated: an older Python would stop at the first `str | Path` instead of saying that it is too old.
+if sys.version_info < OLDEST:
+    raise SystemExit(
+        f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}."
+        " On a cluster: `module avail python`; then make PYTHON=python3.12 ..., or python3.12 scripts/dev.py ..."
+    )
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -25,6 +35,17 @@ VERBS = {
     "lint": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "mypy"]],
     "setup": [],
 }
+# Asked of the environment's interpreter: its version, a torch that can be imported, and the names of what is installed.
+INSPECT = """
+import importlib.metadata, json, sys
+try:
+    import torch
+    version = torch.__version__
+except Exception:
+    version = None
+names = sorted({found.metadata["Name"] for found in importlib.metadata.distributions()} - {None})
+print(json.dumps([sys.version_info[:2], version, names]))
+"""
 
 
 def say(text: str) -> None:
@@ -60,7 +81,13 @@ def stamp() -> str:
 def run(command: Sequence[str | Path], log: Path) -> bool:
     """Runs a command with its output in the log; whether it succeeded."""
     with open(log, "ab") as file:
-        return subprocess.run([str(part) for part in command], stdout=file, stderr=file, cwd=ROOT).returncode == 0
+        command = [str(part) for part in command]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=ROOT).returncode == 0
+
+
+def pip(python: Path, *arguments: str, log: Path) -> bool:
+    """Runs an environment's pip without questions; whether it succeeded."""
+    return run([python, "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments], log)
 
 
 def imports(python: Path, module: str) -> bool:
@@ -68,11 +95,49 @@ def imports(python: Path, module: str) -> bool:
     return subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0
 
 
+def inspect(python: Path) -> tuple[str | None, frozenset[str]]:
+    """The version of the torch that an environment can import, if any, and the normal names of all that is installed there."""
+    answer = subprocess.run([python, "-W", "ignore", "-c", INSPECT], stdout=subprocess.PIPE, text=True)
+    if answer.returncode:
+        raise SystemExit(f"{python} does not work; remove its environment, or name another with RSDMRI_VENV")
+    version, torch, names = json.loads(answer.stdout.splitlines()[-1])
+    if tuple(version) < OLDEST:
+        raise SystemExit(f"Python 3.11 or newer is needed, {python} is {version[0]}.{version[1]}")
+    return torch, frozenset(map(normal, names))
+
+
+def normal(name: str) -> str:
+    """A package's name as pip compares names."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def public(version: str) -> str:
+    """A version without the label of its build: 2.13.0+cpu is 2.13.0."""
+    return version.partition("+")[0]
+
+
+def keeps_torch(torch: str | None, own: bool) -> bool:
+    """Whether the torch that is there stays: in .venv the pinned one, in an environment of somebody else's any."""
+    return torch is not None and (not own or pin("torch") == f"torch=={public(torch)}")
+
+
+def constraints_beside(torch: str | None, names: frozenset[str]) -> str:
+    """constraints.txt for somebody else's environment: nothing that is installed there is pinned to another version.
+
+    pip leaves alone what satisfies pyproject.toml, unless a pin forbids it. torch is pinned to the version that is there; the
+    pin of torchvision goes with that of torch, because the two are built as a pair.
+    """
+    present = names | ({"torch", "torchvision"} if torch else set())
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if "==" not in line or normal(line.partition("==")[0]) not in present]
+    return "\n".join([*kept, *([f"torch=={public(torch)}"] if torch else [])]) + "\n"
+
+
 def torch_commands(platform: str, nvidia: bool) -> list[list[str]]:
     """Ways of installing torch, in the order in which they are tried.
 
-    First what pip finds on its own disk (a cluster's or container's wheel folder; fails at once elsewhere). Then, on Linux without
-    an NVIDIA driver, the CPU wheels of PyTorch, because the default there brings gigabytes of CUDA. Else the default.
+    First what pip finds on its own disk (a cluster's or container's wheel folder; fails at once elsewhere). Then, on Linux
+    without an NVIDIA driver, the CPU wheels of PyTorch, because the default there brings gigabytes of CUDA. Else the default.
     """
     torch, torchvision = pin("torch"), pin("torchvision")
     ways = [["--no-index", "--no-deps", torch]]
@@ -82,12 +147,10 @@ def torch_commands(platform: str, nvidia: bool) -> list[list[str]]:
 
 
 def install_torch(python: Path, log: Path) -> None:
-    """Installs a torch unless the environment has one."""
-    if imports(python, "torch"):
-        return say("  torch: already there")
+    """Installs a torch by the first way that works."""
     # The local wheel is taken without its dependencies; the next step brings them.
     for options in torch_commands(sys.platform, which("nvidia-smi") is not None):
-        if run([python, "-m", "pip", "install", *options], log):
+        if pip(python, "install", *options, log=log):
             return say(f"  torch: pip install {' '.join(options)}")
     fail("torch could not be installed", log)
 
@@ -98,25 +161,52 @@ def fail(message: str, log: Path) -> None:
     raise SystemExit("\n".join([*tail, f"{message}. The whole output: {log}"]))
 
 
+def make_environment(venv: Path) -> None:
+    """Makes .venv, afresh where a broken one is in the way. An environment of somebody else's is not made."""
+    if os.environ.get("RSDMRI_VENV"):
+        raise SystemExit(f"RSDMRI_VENV: there is no {python_of(venv)}. Name the folder of an existing environment, or unset it")
+    # Asked first: venv itself would notice only after it has made an environment without pip.
+    if importlib.util.find_spec("ensurepip") is None:
+        raise SystemExit("Python's venv module is missing. On Debian or Ubuntu: apt install python3-venv")
+    say(f"set-up: making {venv}")
+    if subprocess.run([sys.executable, "-m", "venv", "--clear", venv]).returncode:
+        raise SystemExit(f"{venv} could not be made")
+
+
+def drop_broken_torchvision(python: Path, log: Path) -> None:
+    """Removes a torchvision that cannot be imported.
+
+    fastmri brings one that is built for CUDA. Beside a CPU torch its import fails, and with it that of all that try it.
+    """
+    if "torchvision" not in inspect(python)[1] or imports(python, "torchvision"):
+        return
+    if not pip(python, "uninstall", "-y", "torchvision", log=log):
+        fail("a torchvision that cannot be imported could not be removed", log)
+    say("  removed a torchvision that cannot be imported here (nothing of rsdmri uses it)")
+
+
 def set_up(venv: Path) -> None:
     """Makes and fills the environment, unless that was done for this very pyproject.toml and constraints.txt."""
-    done, log = venv / "rsdmri-stamp", venv / "rsdmri-setup.log"
-    if done.exists() and done.read_text() == stamp():
+    done, log, python = venv / "rsdmri-stamp", venv / "rsdmri-setup.log", python_of(venv)
+    if python.exists() and done.exists() and done.read_text() == stamp():
         return
     began = time.monotonic()
-    if not python_of(venv).exists():
-        say(f"set-up: making {venv}")
-        if subprocess.run([sys.executable, "-m", "venv", venv]).returncode:
-            raise SystemExit("Python's venv module is missing. On Debian or Ubuntu: apt install python3-venv")
-    python = python_of(venv)
-    say("set-up: choosing torch")
-    install_torch(python, log)
-    say("set-up: installing rsdmri and its tools (some minutes, once)")
-    if not run([python, "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[dev]"], log):
+    if not python.exists():
+        make_environment(venv)
+    own, constraints = not os.environ.get("RSDMRI_VENV"), ROOT / "constraints.txt"
+    torch, names = inspect(python)
+    if keeps_torch(torch, own):
+        say(f"set-up: torch {torch} is already there")
+    else:
+        say("set-up: choosing torch")
+        install_torch(python, log)
+    if not own:
+        constraints = venv / "rsdmri-constraints.txt"
+        constraints.write_text(constraints_beside(torch, names), encoding="utf-8")
+    say(f"set-up: installing rsdmri and its tools (some minutes, once; {time.monotonic() - began:.0f} s so far)")
+    if not pip(python, "install", "-c", str(constraints), "-e", ".[dev]", log=log):
         fail("the installation failed", log)
-    # fastmri brings a torchvision that is built for CUDA; beside a CPU torch it cannot be imported, and what tries, breaks.
-    if not imports(python, "torchvision") and run([python, "-m", "pip", "uninstall", "-y", "torchvision"], log):
-        say("  removed a torchvision that cannot be imported here (nothing of rsdmri uses it)")
+    drop_broken_torchvision(python, log)
     done.write_text(stamp())
     say(f"set-up: done in {time.monotonic() - began:.0f} s")
 
@@ -126,11 +216,6 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in VERBS:
         print(__doc__)
         return 2
-    if sys.version_info < (3, 11):
-        raise SystemExit(
-            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}."
-            " On a cluster: `module avail python`; then make PYTHON=python3.12 ..., or python3.12 scripts/dev.py ..."
-        )
     verb, *rest = arguments
     venv = environment()
     set_up(venv)

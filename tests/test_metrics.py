@@ -1,6 +1,7 @@
 """Distances: what they are worth on images whose faults are known."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def samples() -> Images:
 @pytest.mark.parametrize("name", METRICS)
 def test_rises_with_every_corruption(name, corrupt, samples, reference):
     values = [METRICS[name](quantised(corrupt(samples, k)), reference) for k in range(4)]
-    assert all(lower < higher for lower, higher in zip(values, values[1:], strict=False))
+    assert all(lower < higher for lower, higher in itertools.pairwise(values))
     assert values[2] > 2 * values[0]  # the first level of a collapse is too mild for such a bound
     floor = METRICS[name](ellipses(N, 3), reference)
     assert values[0] < 2 * floor and floor < 2 * values[0]

@@ -214,7 +214,7 @@ def test_load_curves_survives_a_crash_and_a_resumption(tmp_path):
     assert (fake.y_label, fake.x, fake.y[1]) == ("loss fake", [20, 30], 5)
     assert math.isnan(fake.y[0])
     assert [curve.label for curve in load_curves(log, "teacher")] == ["teacher", "teacher"]
-    with pytest.raises(UserError, match="nothing.jsonl"):
+    with pytest.raises(UserError, match=r"nothing\.jsonl"):
         load_curves(tmp_path / "nothing.jsonl")
 
 

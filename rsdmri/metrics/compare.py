@@ -21,9 +21,7 @@ class Comparison(TypedDict):
     n: int
 
 
-def compare(
-    samples: ImageSet, reference: ImageSet, other_reference: ImageSet, *, seed: int = 0
-) -> dict[str, Comparison]:
+def compare(samples: ImageSet, reference: ImageSet, other_reference: ImageSet, *, seed: int = 0) -> dict[str, Comparison]:
     """The distances ``swd`` and ``psd`` from ``samples`` to ``reference``.
 
     ``floor`` is the distance from ``other_reference`` to ``reference``, two disjoint parts of one
@@ -43,9 +41,7 @@ def compare(
     }
 
 
-def halves(
-    n_reference: int, n_samples: int, limit: int = 0, *, seed: int = 0
-) -> tuple[int, Indices, Indices]:
+def halves(n_reference: int, n_samples: int, limit: int = 0, *, seed: int = 0) -> tuple[int, Indices, Indices]:
     """How many images a side can be compared, and two disjoint random parts of the reference.
 
     Args:

@@ -31,9 +31,7 @@ GREY_LEVEL = 1 / 255  # smallest scale: what varies less shows the rounding to 8
 CHUNK = 2**22  # projected values held at once, a side
 
 
-def swd(
-    a: ImageSet, b: ImageSet, *, seed: int = 0, patches: int = 64, projections: int = 256
-) -> float:
+def swd(a: ImageSet, b: ImageSet, *, seed: int = 0, patches: int = 64, projections: int = 256) -> float:
     r"""Sliced Wasserstein distance from the images ``a`` to the reference ``b``, times 1000.
 
     .. math::
@@ -64,8 +62,7 @@ def swd(
     for level, (band_a, band_b) in enumerate(zip(laplacian(a), laplacian(b), strict=True)):
         generator = make_generator(seed, level)
         rows, columns = (
-            torch.randint(size - PATCH + 1, (len(a), patches), generator=generator).numpy()
-            for size in band_b.shape[1:3]
+            torch.randint(size - PATCH + 1, (len(a), patches), generator=generator).numpy() for size in band_b.shape[1:3]
         )
         cut_a, cut_b = normalised(cut(band_a, rows, columns), cut(band_b, rows, columns))
         directions = randn((projections, cut_b.shape[1]), torch.float32, generator).numpy()

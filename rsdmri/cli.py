@@ -1,0 +1,136 @@
+"""The command line: verbs -> pipeline. Everything is parsed before torch is imported, so that ``--help`` answers at once."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from .config import Experiment, to_tree
+from .errors import UsageError, UserError, did_you_mean
+from .settings import load_experiment, named_configs, validate
+
+E = TypeVar("E", bound=Experiment)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One verb: its help, the dataclass of its options, and what it calls with them.
+
+    ``options`` has a field ``experiment`` if the verb works on one; then configurations and flags fill it.
+    """
+
+    help: str
+    options: type[Any]
+    run: Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Application:
+    """A program with its verbs; ``experiment`` is its configuration, ``short`` maps flags to the configuration that they imply."""
+
+    name: str
+    about: str
+    experiment: type[Experiment]
+    commands: Mapping[str, Command]
+    implied_config: Callable[[Sequence[str]], str | None] = field(default=lambda arguments: None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common(Generic[E]):
+    """What every verb on an experiment takes."""
+
+    experiment: E
+    config: tuple[str, ...] = ()
+    """Configuration: a name (see below) or a YAML file; several apply in their order. Flags come last."""
+    out: Path | None = None
+    """Where the results go; by default RUNS/NAME/VERB."""
+    print_config: bool = False
+    """Print the resolved configuration and stop."""
+    dry_run: bool = False
+    """Check the configuration, say where the results would go, and stop."""
+
+
+def run(application: Application, arguments: Sequence[str], verb: str | None = None) -> int:
+    """Runs one command line and returns the exit code: 0, 1 for a file or run that is wrong, 2 for a wrong command line."""
+    try:
+        if verb is None:
+            verb, arguments = _split(application, arguments)
+            if verb is None:
+                return 0
+        _run_verb(application, verb, list(arguments))
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _split(application: Application, arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """The verb and what follows it; help if there is none."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{application.name} VERB [options]\n\n{application.about}\n")
+        for name, command in application.commands.items():
+            print(f"  {name:<10} {command.help.splitlines()[0]}")
+        print(f"\n{application.name} VERB --help says more.")
+        return None, []
+    if arguments[0] not in application.commands:
+        known = application.commands
+        raise UsageError(f"unknown verb '{arguments[0]}'{did_you_mean(arguments[0], known)}; one of {', '.join(known)} is expected")
+    return arguments[0], arguments[1:]
+
+
+def _run_verb(application: Application, verb: str, arguments: list[str]) -> None:
+    import tyro
+
+    command = application.commands[verb]
+    program = f"{application.name}-{verb}" if application.name == "rsdmri" else f"{application.name} {verb}"
+    has_experiment = "experiment" in {f.name for f in dataclasses.fields(command.options)}
+    description = command.help
+    if not has_experiment:
+        options = _checked(lambda: tyro.cli(command.options, args=arguments, prog=program, description=description))
+        return command.run(options)
+    configs, rest = _configs(arguments)
+    if not configs:
+        implied = application.implied_config(arguments)
+        configs = [implied] if implied else []
+    default = command.options(experiment=load_experiment(application.experiment, configs), config=tuple(configs))
+    description += f"\n\nNamed configurations: {', '.join(named_configs())}."
+    options = _checked(lambda: tyro.cli(command.options, default=default, args=rest, prog=program, description=description))
+    validate(application.experiment, to_tree(options.experiment), "command line")  # tyro alone lets a broken limit pass
+    if options.print_config:
+        import yaml
+
+        print(yaml.safe_dump(to_tree(options.experiment), sort_keys=False), end="")
+    elif options.dry_run:
+        print(f"{program}: the configuration is valid; results would go to {options.out or options.experiment.folder / verb}")
+    else:
+        command.run(options)
+
+
+def _checked(parse: Callable[[], Any]) -> Any:
+    """A limit that a flag breaks is the user's mistake, said in one line."""
+    try:
+        return parse()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _configs(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The values of --config, which must be read before the flags, and the other arguments."""
+    configs, rest = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--config":
+            name = next(remaining, None)
+            if name is None or name.startswith("-"):
+                raise UsageError("--config needs a name or a file")
+            configs.append(name)
+        elif argument.startswith("--config="):
+            configs.append(argument.removeprefix("--config="))
+        else:
+            rest.append(argument)
+    return configs, rest

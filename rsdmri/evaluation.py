@@ -1,0 +1,99 @@
+"""How far images are from the truth, and, without it, how far their corruptions are from the data.
+
+The *true* distance compares with clean references. The *proximal* distance (RSD 5.3) corrupts the images by the data's own law,
+with seeded operators, and compares with the observations, both shown in the same way: it needs no clean image. Beside every
+value stands its floor, the distance between two disjoint halves of what it was compared with, at the same number of images.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .domain import Domain, Law, Observations
+from .metrics.compare import compare, halves
+from .observations import observe
+from .tensors import Image, make_generator
+
+PROXIMAL_STREAM = 6  # the purpose of the generators that corrupt images for the proximal metric
+
+Scores = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What images are compared with: n a side, chosen once for all rows of a table. Display images, (n, H, W[, 3])."""
+
+    n: int
+    observed: Tensor
+    other_observed: Tensor
+    clean: Tensor | None
+    other_clean: Tensor | None
+    observations_row: Tensor
+    domain: Domain
+    law: Law
+
+    def true(self, images: Image) -> Scores:
+        """Distances to the clean references; empty where there are none."""
+        return self.shown(self.domain.display(images[: self.n], self.law))
+
+    def shown(self, images: Tensor) -> Scores:
+        """As :meth:`true`, for images that are already as they are displayed."""
+        if self.clean is None or self.other_clean is None:
+            return {}
+        return _plain(compare(images, self.clean, self.other_clean))
+
+    def proximal(self, images: Image) -> Scores:
+        """Distances of the corrupted images to the observations."""
+        return _plain(compare(self.corrupt(images[: self.n]), self.observed, self.other_observed))
+
+    def observation_scores(self) -> tuple[Scores, Scores]:
+        """The row of the observations themselves: true and proximal."""
+        return self.shown(self.observations_row), _plain(compare(self.other_observed, self.observed, self.other_observed))
+
+    def corrupt(self, images: Image) -> Tensor:
+        """Image i through an operator and with noise that are functions of i; shown as observations are."""
+        shown = []
+        for index in range(len(images)):
+            generator = make_generator(index, PROXIMAL_STREAM)
+            operator, noise_std = self.law.draw(1, generator)
+            obs = observe(images[index : index + 1], operator, noise_std, generator)
+            shown.append(self.domain.display(operator.to_image(obs.y), self.law))
+        return torch.cat(shown)
+
+
+def build_evaluator(
+    domain: Domain, data: Observations, law: Law, references: Image | None, samples: int, limit: int
+) -> Evaluator:
+    """An evaluator for sets of ``samples`` images; ``limit`` > 0: at most so many a side."""
+    n, first, second = halves(len(data), samples, limit)
+    same_slices = references is not None and len(references) == len(data)
+    if references is not None:
+        n, clean_first, clean_second = halves(len(references), n, limit)
+    observed = [_observed(domain, data, law, part[:n]) for part in (first, second)]
+    clean = None if references is None else [domain.display(references[part], law) for part in (clean_first, clean_second)]
+    # Where the references are of the same slices, the row of the observations takes those that the clean side leaves out.
+    row = _observed(domain, data, law, clean_second) if same_slices else observed[1]
+    return Evaluator(
+        n=n,
+        observed=observed[0],
+        other_observed=observed[1],
+        clean=clean[0] if clean else None,
+        other_clean=clean[1] if clean else None,
+        observations_row=row,
+        domain=domain,
+        law=law,
+    )
+
+
+def _observed(domain: Domain, data: Observations, law: Law, indices: Any) -> Tensor:
+    shown = []
+    for start in range(0, len(indices), 64):  # in parts: k-space is many times an image
+        obs = data.batch([int(i) for i in indices[start : start + 64]])
+        shown.append(domain.display(obs.operator.to_image(obs.y), law))
+    return torch.cat(shown)
+
+
+def _plain(scores: Any) -> Scores:
+    return {name: dict(score) for name, score in scores.items()}

@@ -1,0 +1,115 @@
+"""Images from a trained run: sample i is a function of its seed i alone, whatever else is sampled with it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoints import Description, load_model
+from .config import SampleConfig
+from .denoiser import Denoiser, Generator
+from .distillation import shown
+from .domain import Domain, Law
+from .errors import UserError
+from .files import atomic
+from .operators import LinearOperator
+from .progress import Progress
+from .sampling import heun, levels, noises, sample_generator
+from .tensors import Image
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network with the law of its data: all that sampling needs."""
+
+    denoiser: Denoiser
+    description: Description
+    law: Law
+    domain: Domain
+    experiment: Any
+    device: torch.device
+
+    @property
+    def calls(self) -> int:
+        """Network calls an image, with the run's own sampler."""
+        return 1 if self.description.role == "generator" else 2 * self.experiment.sample.steps - 1
+
+    @torch.no_grad()
+    def sample(self, seeds: Sequence[int], options: SampleConfig | None = None) -> Image:
+        """One image a seed, (N, C, H, W): complex for MRI, in the scale of the prepared data."""
+        options = options or self.experiment.sample
+        parts = [self._batch(seeds[i : i + options.batch], options) for i in range(0, len(seeds), options.batch)]
+        return torch.cat(parts)
+
+    def _batch(self, seeds: Sequence[int], options: SampleConfig) -> Image:
+        generators = [sample_generator(seed) for seed in seeds]
+        operator = self._operators(generators).to(self.device)
+        shape = (self.description.channels, *self.description.size)
+        if self.description.role == "generator":
+            assert self.description.distill is not None
+            dtype = torch.complex64 if self.description.complex_images else torch.float32
+            z = noises(generators, shape, dtype).to(self.device)
+            generator = Generator(self.denoiser, self.description.distill.sigma_init)
+            images: Image = generator(z, shown(operator, self.description.distill))
+            return images.cpu()
+        dtype = torch.complex128 if self.description.complex_images else torch.float64
+        noise = noises(generators, shape, dtype).to(self.device)
+        sigmas = levels(options.steps, options.sigma_min, options.sigma_max, options.rho).to(self.device)
+        x = heun(lambda x, sigma: self.denoiser.denoise(x, sigma, operator), noise, sigmas, options.stop)
+        return x.to(torch.complex64 if self.description.complex_images else torch.float32).cpu()
+
+    def _operators(self, generators: Sequence[torch.Generator]) -> LinearOperator:
+        """One operator a seed: of the further corrupted law if the network is masked, because that is what it was shown."""
+        drawn = []
+        for generator in generators:
+            operator, _ = self.law.draw(1, generator)
+            if self.denoiser.masked:
+                operator = self.domain.thin(operator, generator, self.experiment)  # type: ignore[arg-type]
+            drawn.append(operator)
+        return type(drawn[0]).cat(drawn)
+
+
+def open_model(run: Path, domain: Domain, experiment: Any, device: torch.device, weights: Path | None = None) -> Model:
+    """The model of a run folder; ``weights`` names one of its snapshots."""
+    if not (run / "model.json").exists():
+        raise UserError(f"{run}: no finished run here (no model.json). Make one: rsdmri-pretrain, then rsdmri-distill")
+    denoiser, description = load_model(run, weights)
+    return Model(denoiser.to(device), description, domain.law(run / "operators.h5"), domain, experiment, device)
+
+
+def write_samples(model: Model, path: Path, stage: str) -> None:
+    """samples.h5: images and seeds, with the time and the network calls an image took."""
+    options = model.experiment.sample
+    seeds = list(range(options.first_seed, options.first_seed + options.n))
+    model.sample(seeds[:1], options)  # the first call pays for set-up that no image owes
+    images: list[Tensor] = []
+    began = time.perf_counter()
+    with Progress(stage, len(seeds), "images") as progress:
+        for i in range(0, len(seeds), options.batch):
+            images.append(model.sample(seeds[i : i + options.batch], options))
+            progress.update(min(i + options.batch, len(seeds)))
+    seconds = (time.perf_counter() - began) / len(seeds)
+    stack = torch.cat(images)
+    if not torch.isfinite(torch.view_as_real(stack) if stack.is_complex() else stack).all():
+        raise UserError("the model gives NaN or infinity: the run has diverged; train again with a lower learning rate")
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        file["images"] = stack[:, 0].numpy() if model.description.complex_images else stack.movedim(1, -1).numpy()
+        file["seeds"] = np.array(seeds, np.int64)
+        file.attrs.update(seconds_per_image=seconds, network_calls=model.calls, role=model.description.role, batch=options.batch)
+
+
+def read_samples(path: Path) -> tuple[Image, dict[str, Any]]:
+    """Images (N, C, H, W) of a samples.h5, and its attributes."""
+    try:
+        with h5py.File(path, "r") as file:
+            images = torch.from_numpy(file["images"][()])
+            attributes = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
+    except (OSError, KeyError) as error:
+        raise UserError(f"{path}: not a file of samples ({error}). Make it: rsdmri-sample") from None
+    return (images[:, None] if images.is_complex() else images.movedim(-1, 1)), attributes

@@ -1,0 +1,252 @@
+"""The verbs: each turns what an earlier one wrote into its own artefacts, for any domain.
+
+    prepare -> observations.h5 (+ references.h5) -> pretrain -> teacher -> distill -> generator -> sample -> evaluate -> report
+
+Nothing but ``evaluate`` opens references.h5.
+"""
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoints import Description, load_description, load_model, save_model
+from .config import DistillConfig, Experiment, PretrainConfig
+from .denoiser import Denoiser, Generator
+from .distillation import Distiller
+from .domain import Domain, Law
+from .errors import UsageError, UserError
+from .evaluation import Evaluator, build_evaluator
+from .files import read_json, write_json
+from .generation import Model, open_model, read_samples, write_samples
+from .objectives import Objective, build_objective
+from .reporting import Curve, Grid, Row, Score, load_curves, save_grid, write_report
+from .runs import device_of, open_run, write_config
+from .steps import DistillStep, PretrainStep
+from .tensors import Image, make_generator
+from .training import Step, train
+
+INIT_STREAM = 8  # the purpose of the generator of fresh weights
+SHOWN = 16  # images of each grid of the report
+
+
+def prepare(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
+    """Data -> observations.h5, references.h5."""
+    out = out or experiment.folder / "prepare"
+    domain.prepare(experiment, out)
+    write_config(out / "config.yaml", experiment)
+    return out
+
+
+def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
+    """Phase I: a teacher from observations."""
+    out = out or experiment.folder / "pretrain"
+    if _finished(out, experiment.pretrain.images):
+        return out
+    path = observations_path(experiment)
+    data = domain.observations(path, experiment)
+    law = data.law()
+    objective = _objective(experiment, domain)
+    description = Description(
+        role="teacher",
+        channels=domain.channels,
+        size=data.size,
+        complex_images=domain.complex_images,
+        masked=objective.masked,
+        network=experiment.network,
+        objective=experiment.objective,
+    )
+    device = device_of(experiment)
+    denoiser = _fresh(description, experiment.seed).to(device)
+    open_run(out, experiment, ("network", "objective", "pretrain", "data"), {"observations": path})
+    law.save(out / "operators.h5")
+    step = PretrainStep(denoiser, objective, data, experiment.pretrain, experiment.seed)
+    _train(step, experiment.pretrain, out, experiment, description, "pretrain")
+    return out
+
+
+def distill(experiment: Experiment, domain: Domain, out: Path | None = None, teacher: Path | None = None) -> Path:
+    """Phase II: a one-step generator from a teacher and the law of the corruption; no image is read."""
+    out = out or experiment.folder / "distill"
+    if _finished(out, experiment.distill.images):
+        return out
+    run, weights = _teacher(experiment, domain, teacher)
+    f_phi, described = load_model(run, weights)
+    if described.role != "teacher":
+        raise UserError(f"{run}: holds a {described.role}; a teacher is needed to distil from")
+    law = domain.law(run / "operators.h5")
+    objective = _objective(experiment, domain)
+    if objective.masked != described.masked:
+        raise UserError(f"{run}: this teacher was trained with objective '{described.objective.kind}', not '{experiment.objective.kind}'")
+    config = experiment.distill
+    if config.space == "image":
+        _require_noise_free(law)
+    device = device_of(experiment)
+    f_phi = f_phi.to(device)
+    f_psi, g = copy.deepcopy(f_phi).requires_grad_(True), copy.deepcopy(f_phi).requires_grad_(True)
+    distiller = Distiller(f_phi, f_psi, Generator(g, config.sigma_init), objective, config)
+    inputs = {"teacher": weights or run / "model.safetensors", "operators": run / "operators.h5"}
+    open_run(out, experiment, ("objective", "distill", "data"), inputs)
+    law.save(out / "operators.h5")
+    dtype = torch.complex64 if described.complex_images else torch.float32
+    step = DistillStep(distiller, law, _thin(experiment, domain), (described.channels, *described.size), dtype, config)
+    description = Description(**{**vars(described), "role": "generator", "distill": config})
+    _train(step, config, out, experiment, description, "distill")
+    return out
+
+
+def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run: Path | None = None) -> Path:
+    """Images of a run into samples.h5 and samples.png in its folder."""
+    run = run or next((f for f in (experiment.folder / "distill", experiment.folder / "pretrain") if (f / "model.json").exists()), None)
+    if run is None:
+        raise UserError(f"{experiment.folder}: no finished run to sample from. Make one: rsdmri-pretrain, rsdmri-distill")
+    out = out or run
+    model = open_model(run, domain, experiment, device_of(experiment))
+    write_samples(model, out / "samples.h5", "sample")
+    images, _ = read_samples(out / "samples.h5")
+    save_grid(out / "samples.png", domain.display(images[:64], model.law).numpy(), 8)
+    return out
+
+
+def evaluate(
+    experiment: Experiment, domain: Domain, out: Path | None = None, samples: Mapping[str, Path] | None = None
+) -> Path:
+    """Distances of observations, teacher, generator and any other ``samples`` (row name -> samples.h5) into metrics.json."""
+    out = out or experiment.folder / "evaluate"
+    paths = {"teacher": experiment.folder / "pretrain" / "samples.h5", "rsd": experiment.folder / "distill" / "samples.h5"}
+    paths = {name: path for name, path in paths.items() if path.exists()} | dict(samples or {})
+    if not paths:
+        raise UserError(f"{experiment.folder}: no samples to evaluate. Make them: rsdmri-sample")
+    found = {name: read_samples(path) for name, path in paths.items()}
+    judge = evaluator(experiment, domain, min(len(images) for images, _ in found.values()))
+    true, proximal = judge.observation_scores()
+    rows: list[dict[str, Any]] = [
+        {"name": "observation", "seconds_per_image": None, "network_calls": None, "metrics": true, "proximal": proximal}
+    ]
+    for name, (images, attributes) in found.items():
+        times = {key: attributes.get(key) for key in ("seconds_per_image", "network_calls")}
+        rows.append({"name": name, **times, "metrics": judge.true(images), "proximal": judge.proximal(images)})
+    order = {name: i for i, name in enumerate(("observation", "teacher", "teacher+", "rsd"))}
+    rows.sort(key=lambda row: order.get(row["name"], len(order)))
+    write_json(out / "metrics.json", {"n": judge.n, "rows": rows, "samples": {name: str(path) for name, path in paths.items()}})
+    return out
+
+
+def evaluator(experiment: Experiment, domain: Domain, samples: int) -> Evaluator:
+    """What the images of this experiment are compared with; the clean references are used where the file exists."""
+    path = observations_path(experiment)
+    data = domain.observations(path, experiment)
+    references = path.with_name("references.h5")
+    clean: Image | None = domain.references(references) if references.exists() else None
+    return build_evaluator(domain, data, data.law(), clean, samples, experiment.evaluate.n)
+
+
+def report(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
+    """report.html and report.json of an experiment's folder, from what its verbs wrote."""
+    folder = experiment.folder
+    out = out or folder
+    path = folder / "evaluate" / "metrics.json"
+    if not path.exists():
+        raise UserError(f"{path}: nothing was evaluated yet. Run: rsdmri-evaluate")
+    results = read_json(path)
+    rows = [
+        Row(
+            name=row["name"],
+            seconds_per_image=row["seconds_per_image"],
+            network_calls=row["network_calls"],
+            metrics={name: Score(**score) for name, score in row["metrics"].items()},
+            proximal={name: Score(**score) for name, score in row["proximal"].items()},
+        )
+        for row in results["rows"]
+    ]
+    runs = [folder / name for name in ("pretrain", "distill") if (folder / name / "metrics.jsonl").exists()]
+    curves: list[Curve] = [curve for run in runs for curve in load_curves(run / "metrics.jsonl", run.name)]
+    shown = [c for c in curves if c.y_label.startswith("loss") or c.label.startswith("loss")] or curves
+    provenances = {run.name: read_json(run / "provenance.json") for run in runs}
+    config = (runs[-1] / "config.yaml").read_text(encoding="utf-8") if runs else ""
+    write_report(out, experiment.name, rows, shown, _grids(experiment, domain, results["samples"]), provenances, config)
+    return out
+
+
+def _grids(experiment: Experiment, domain: Domain, samples: Mapping[str, str]) -> list[Grid]:
+    """The same number of images of every row, and of the references."""
+    judge = evaluator(experiment, domain, min(len(read_samples(Path(path))[0]) for path in samples.values()))
+    grids = [Grid("observation", judge.observations_row[:SHOWN].numpy(), "What was learned from.")]
+    for name in sorted(samples, key=lambda name: {"teacher": 0, "teacher+": 1, "rsd": 2}.get(name, 3)):
+        images, attributes = read_samples(Path(samples[name]))
+        calls = attributes["network_calls"]
+        caption = f"{calls} network call{'s' if calls > 1 else ''} an image."
+        grids.append(Grid(name, domain.display(images[:SHOWN], judge.law).numpy(), caption))
+    if judge.clean is not None:
+        grids.append(Grid("reference", judge.clean[:SHOWN].numpy(), "Clean reference, used for evaluation only."))
+    return grids
+
+
+def load(run: Path | str, domain: Domain, experiment: Experiment, weights: Path | None = None) -> Model:
+    """The model of a run folder, for use from Python; ``experiment`` gives how it is sampled."""
+    return open_model(Path(run), domain, experiment, device_of(experiment), weights)
+
+
+def observations_path(experiment: Experiment) -> Path:
+    """The prepared data of an experiment."""
+    return experiment.folder / "prepare" / "observations.h5"
+
+
+def _finished(out: Path, images: int) -> bool:
+    """Whether a run is there and at least this long: then the same command has nothing to do."""
+    return (out / "model.json").exists() and load_description(out).images >= images
+
+
+def _objective(experiment: Experiment, domain: Domain) -> Objective:
+    objective = build_objective(experiment.objective, _thin(experiment, domain))
+    objective.check(domain.operator)
+    return objective
+
+
+def _thin(experiment: Experiment, domain: Domain) -> Any:
+    return partial(_call_thin, domain=domain, experiment=experiment)
+
+
+def _call_thin(operator: Any, generator: torch.Generator | None, *, domain: Domain, experiment: Experiment) -> Any:
+    return domain.thin(operator, generator, experiment)
+
+
+def _fresh(description: Description, seed: int) -> Denoiser:
+    """Fresh weights that are a function of the seed; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(make_generator(seed, INIT_STREAM).initial_seed())
+        return description.build()
+
+
+def _train(
+    step: Step, options: PretrainConfig | DistillConfig, out: Path, experiment: Experiment, description: Description, stage: str
+) -> None:
+    average, images = train(step, options, out, seed=experiment.seed, device=device_of(experiment), stage=stage)
+    model: nn.Module = description.build()
+    model.load_state_dict(average)
+    save_model(out, model, Description(**{**vars(description), "images": images}))
+
+
+def _teacher(experiment: Experiment, domain: Domain, teacher: Path | None) -> tuple[Path, Path | None]:
+    """The run folder of the teacher, and its snapshot if one was named; exits with the command that makes a missing one."""
+    path = teacher or experiment.folder / "pretrain"
+    run, weights = (path.parent.parent, path) if path.suffix == ".safetensors" else (path, None)
+    if not (run / "model.json").exists():
+        raise UsageError(
+            f"{run}: no finished teacher. Make it first:\n  rsdmri-pretrain --config {experiment.name.replace('-', '/', 1)}\n"
+            "or name one with --teacher RUN"
+        )
+    return run, weights
+
+
+def _require_noise_free(law: Law) -> None:
+    _, noise_std = law.draw(64, make_generator(0))
+    if noise_std.max() > 0:
+        raise UserError(
+            "distill.space 'image' compares images themselves, which is right only for data without measurement noise; these have"
+            f" noise_std up to {float(noise_std.max()):.3g}. Use 'measured', or set data.noise_std to 0 where the noise is negligible."
+        )

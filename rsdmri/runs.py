@@ -1,0 +1,103 @@
+"""Run folders: what was asked for, with what, and whether the same command may go on in them.
+
+A run folder holds config.yaml (resolved), provenance.json, metrics.jsonl, model.safetensors + model.json, snapshots/, resume/.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import Experiment, to_tree
+from .errors import UserError
+from .files import read_json, sha256, write_json, write_text
+
+#: Options that may change between two starts of the same run: how long it is, how often it saves, how it is looked at.
+FREE = {"images", "save", "log", "snapshots", "runs", "device", "sample", "evaluate"}
+
+
+def open_run(folder: Path, experiment: Experiment, sections: Iterable[str], inputs: dict[str, Path]) -> None:
+    """Begins a run, or checks that the one in ``folder`` had the same settings in ``sections`` and the same inputs."""
+    tree = to_tree(experiment)
+    kept = {name: tree[name] for name in ("seed", *sections)}
+    hashes = {name: sha256(path) for name, path in inputs.items()}
+    path = folder / "provenance.json"
+    if path.exists():
+        earlier = read_json(path)
+        changed = list(_differences({"settings": earlier["settings"], "inputs": earlier["inputs"]}, {"settings": kept, "inputs": hashes}))
+        if changed:
+            raise UserError(
+                f"{folder}: holds a run with other settings ({'; '.join(changed[:4])}). Go on with the settings it was begun with,"
+                " choose another place with --out, or delete it."
+            )
+        write_config(folder / "config.yaml", experiment)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder / "config.yaml", experiment)
+    write_json(path, {**provenance(experiment), "settings": kept, "inputs": hashes})
+
+
+def write_config(path: Path, experiment: Experiment) -> None:
+    """The resolved configuration as YAML."""
+    import yaml
+
+    write_text(path, yaml.safe_dump(to_tree(experiment), sort_keys=False))
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if key not in FREE:
+                yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != json.loads(json.dumps(new)):
+        yield f"{name}: {old!r} then, {new!r} now"
+
+
+def provenance(experiment: Experiment) -> dict[str, Any]:
+    """Where, when and with what a run was made."""
+    return {
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "device": str(device_of(experiment)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "versions": {name: _version(name) for name in ("rsdmri", "torch", "numpy", "h5py", "sigpy")},
+        "commit": _commit(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with a + if it was changed; None for an installed package."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
+
+
+def device_of(experiment: Experiment) -> torch.device:
+    """The device of an experiment: the first GPU, if there is one and nothing else was asked for."""
+    if experiment.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(experiment.device)
+    except RuntimeError as error:
+        raise UserError(f"device '{experiment.device}': {error}") from None
