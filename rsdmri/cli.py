@@ -5,13 +5,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from .config import Experiment, to_tree
 from .errors import UsageError, UserError, did_you_mean
 from .settings import load_experiment, named_configs, validate
-
-E = TypeVar("E", bound=Experiment)
 
 
 @dataclass(frozen=True)
@@ -34,14 +32,14 @@ class Application:
     about: str
     experiment: type[Experiment]
     commands: Mapping[str, Command]
+    aliases: Mapping[str, str] = field(default_factory=dict)
     implied_config: Callable[[Sequence[str]], str | None] = field(default=lambda arguments: None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common(Generic[E]):
-    """What every verb on an experiment takes."""
+class Common:
+    """What every verb on an experiment takes; a subclass adds the application's ``experiment``."""
 
-    experiment: E
     config: tuple[str, ...] = ()
     """Configuration: a name (see below) or a YAML file; several apply in their order. Flags come last."""
     out: Path | None = None
@@ -79,7 +77,9 @@ def _split(application: Application, arguments: Sequence[str]) -> tuple[str | No
         return None, []
     if arguments[0] not in application.commands:
         known = application.commands
-        raise UsageError(f"unknown verb '{arguments[0]}'{did_you_mean(arguments[0], known)}; one of {', '.join(known)} is expected")
+        raise UsageError(
+            f"unknown verb '{arguments[0]}'{did_you_mean(arguments[0], known)}; one of {', '.join(known)} is expected"
+        )
     return arguments[0], arguments[1:]
 
 
@@ -93,7 +93,7 @@ def _run_verb(application: Application, verb: str, arguments: list[str]) -> None
     if not has_experiment:
         options = _checked(lambda: tyro.cli(command.options, args=arguments, prog=program, description=description))
         return command.run(options)
-    configs, rest = _configs(arguments)
+    configs, rest = _configs([_long(argument, application.aliases) for argument in arguments])
     if not configs:
         implied = application.implied_config(arguments)
         configs = [implied] if implied else []
@@ -117,6 +117,12 @@ def _checked(parse: Callable[[], Any]) -> Any:
         return parse()
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _long(argument: str, aliases: Mapping[str, str]) -> str:
+    """``-R`` or ``--accel=4`` with the flag's full name."""
+    name, equals, value = argument.partition("=")
+    return aliases.get(name, name) + equals + value
 
 
 def _configs(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -33,7 +33,9 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Image, sigma: PerSample, mask: Tensor | None = None) -> Image:
         """f(x_t, sigma): x_t (B, C, H, W), sigma (B,), mask broadcasting to (B, 1, H, W) if the denoiser is masked."""
         if (mask is not None) != self.masked:
-            raise ValueError(f"a denoiser with masked={self.masked} was called {'with' if mask is not None else 'without'} a mask")
+            raise ValueError(
+                f"a denoiser with masked={self.masked} was called {'with' if mask is not None else 'without'} a mask"
+            )
         s = sigma.to(x_t.real.dtype)
         variance = s**2 + self.sigma_data**2
         channels = per_sample(variance.rsqrt(), x_t) * to_channels(x_t)
@@ -45,7 +47,7 @@ class Denoiser(nn.Module):
         f = to_complex(out) if x_t.is_complex() else out
         c_skip = per_sample(self.sigma_data**2 / variance, x_t)
         c_out = per_sample(s * self.sigma_data * variance.rsqrt(), x_t)
-        return cast(Image, c_skip * x_t + c_out * f)
+        return c_skip * x_t + c_out * f
 
     def denoise(self, x_t: Image, sigma: PerSample, operator: LinearOperator) -> Image:
         """f of an image with white noise on the whole grid: a masked denoiser sees Ã^H Ã x_t and M̃, others x_t itself.
@@ -74,9 +76,7 @@ class Generator(nn.Module):
         return self.denoiser.denoise(self.sigma_init * z, sigma, condition)
 
 
-def build_denoiser(
-    config: NetworkConfig, *, channels: int, size: Sequence[int], complex_images: bool, masked: bool
-) -> Denoiser:
+def build_denoiser(config: NetworkConfig, *, channels: int, size: Sequence[int], complex_images: bool, masked: bool) -> Denoiser:
     """A denoiser with fresh weights for images (channels, *size)."""
     halvings = 2 ** (len(config.multipliers) - 1)
     if size[0] % halvings or size[1] % halvings:

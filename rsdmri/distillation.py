@@ -112,5 +112,3 @@ def shown(condition: LinearOperator, config: DistillConfig) -> LinearOperator:
     if config.condition == "full" and isinstance(condition, MaskedOperator):
         return condition.with_mask(torch.ones_like(condition.mask))
     return condition
-
-

@@ -1,80 +1,122 @@
 """Many files, several processes: what fails is named at the end, what is done is skipped, what works goes on."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
-from typing import TypeAlias
+from traceback import extract_tb
+from typing import TypeAlias, TypeVar
 
 from .errors import UsageError, UserError
 from .progress import Progress
 
-Result: TypeAlias = tuple[Path, str, str | None]  # the file, a note, an error
+T = TypeVar("T")
+Result: TypeAlias = tuple[str, str | None]  # a note for the progress line, an error
 
 #: One thread a worker: the workers themselves fill the cores. Read by the libraries when a worker imports them.
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
 
 
-def shard(files: Sequence[Path], text: str) -> list[Path]:
-    """The part ``i/n`` of the files: every n-th from the i-th, counted from 0."""
+def shard(items: Sequence[T], text: str) -> list[T]:
+    """The part ``i/n`` of the items: every n-th from the i-th, counted from 0."""
     try:
         number, count = (int(part) for part in text.split("/"))
     except ValueError:
         raise UsageError(f"--shard {text}: expected i/n, such as 0/8") from None
     if not 0 <= number < count:
         raise UsageError(f"--shard {text}: i must lie in 0 .. n - 1")
-    return list(files[number::count])
+    return list(items[number::count])
 
 
-def run_files(function: Callable[[Path], str], files: Sequence[Path], *, workers: int, stage: str) -> None:
-    """Calls ``function`` (picklable) on every file; raises a :class:`UserError` at the end that lists the files that failed.
+def run_files(
+    function: Callable[[T], str],
+    inputs: Sequence[T],
+    *,
+    workers: int,
+    stage: str,
+    done: Callable[[T], bool] | None = None,
+    unit: str = "files",
+) -> None:
+    """Calls ``function`` on every input, a path or a name; inputs that are ``done`` already are skipped.
 
-    ``function`` returns a short note for the progress line. ``workers`` 0: one a core.
+    ``function`` returns a short note for the progress line, and writes its output atomically: then a run that was interrupted goes
+    on where it stopped. ``workers`` 0: one a core; with 1 everything happens in this process, else ``function`` and ``done`` must
+    be picklable. What one input raises does not stop the others; at the end a :class:`UserError` lists what failed and why.
     """
-    failures: dict[Path, str] = {}
-    workers = min(workers or os.cpu_count() or 1, len(files))
-    with Progress(stage, len(files), "files") as progress:
-        results = _in_process(function, files) if workers <= 1 else _in_pool(function, files, workers)
-        for done, (file, note, error) in enumerate(results, 1):
+    failures: dict[T, str] = {}
+    attempt = partial(_attempt, function, done)
+    workers = min(workers or os.cpu_count() or 1, len(inputs))
+    with Progress(stage, len(inputs), unit) as progress:
+        finished = 0
+
+        def report(item: T, result: Result) -> None:
+            nonlocal finished
+            finished += 1
+            note, error = result
             if error is not None:
-                failures[file] = error
-            progress.update(done, note)
+                failures[item] = error
+            progress.update(finished, note if error is None else f"{len(failures)} failed")
+
+        if workers <= 1:
+            for item in inputs:
+                report(item, attempt(item))
+        else:
+            _in_pool(attempt, inputs, workers, report)
     if failures:
-        listed = "\n".join(failures.values())
-        raise UserError(f"{len(failures)} of {len(files)} files failed; the others are done:\n{listed}")
+        listed = "\n".join(failures[item] for item in inputs if item in failures)
+        raise UserError(f"{len(failures)} of {len(inputs)} {unit} failed, the others are done:\n{listed}")
 
 
-def _attempt(function: Callable[[Path], str], file: Path) -> Result:
-    """One file; an error a user can mend becomes its text, any other goes on as it is."""
+def _attempt(function: Callable[[T], str], done: Callable[[T], bool] | None, item: T) -> Result:
+    """One input. An error that a user can mend is its text; any other says where it arose."""
     try:
-        return file, function(file), None
+        return ("", None) if done is not None and done(item) else (function(item), None)
     except UserError as error:
-        return file, "", str(error)
+        return "", str(error)
+    except Exception as error:
+        frame = extract_tb(error.__traceback__)[-1]
+        return "", f"{item}: {type(error).__name__}: {error} (unexpected; {os.path.basename(frame.filename)}, line {frame.lineno})"
 
 
-def _in_process(function: Callable[[Path], str], files: Sequence[Path]) -> Iterator[Result]:
-    for file in files:
-        yield _attempt(function, file)
+def _in_pool(attempt: Callable[[T], Result], inputs: Sequence[T], workers: int, report: Callable[[T, Result], None]) -> None:
+    """All inputs over processes. A process that is killed takes the whole pool with it: what is left goes on in one at a time,
+    so that the input that kills its process is known and is the only one that fails."""
+    left = list(inputs)
+    while left:
+        left = _pool(attempt, left, workers, report)
+        if left and workers == 1:  # inputs go through one process in their order: the first that is left killed it
+            item = left.pop(0)
+            report(item, ("", f"{item}: its process was killed (out of memory?). Free some and run again."))
+        workers = 1
 
 
-def _in_pool(function: Callable[[Path], str], files: Sequence[Path], workers: int) -> Iterator[Result]:
+def _pool(attempt: Callable[[T], Result], inputs: list[T], workers: int, report: Callable[[T, Result], None]) -> list[T]:
+    """One pool; returns the inputs that are left if it broke, in their order."""
+    left = dict(enumerate(inputs))
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(ONE_THREAD)
+    # spawn: a forked HDF5 or OpenMP is a broken one.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
     try:
-        # spawn: a forked HDF5 or OpenMP is a broken one.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(_attempt, function, file): file for file in files}
-            for future in as_completed(futures):
-                try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    file = futures[future]
-                    yield file, "", f"{file}: a worker died (out of memory?). Try again with --workers 1."
+        futures = {pool.submit(attempt, item): number for number, item in left.items()}
+        for future in as_completed(futures):
+            result = future.result()
+            report(left.pop(futures[future]), result)
+    except BrokenProcessPool:
+        pass
     finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt does not wait for what has not begun
         for name, value in before.items():
             if value is None:
-                os.environ.pop(name, None)
+                del os.environ[name]
             else:
                 os.environ[name] = value
+    return list(left.values())
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

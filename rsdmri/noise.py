@@ -19,9 +19,7 @@ def log_normal(n: int, mean: float, std: float, generator: torch.Generator | Non
     return torch.exp(mean + std * torch.randn(n, device=device, generator=generator))
 
 
-def log_normal_above(
-    lowest: PerSample, mean: float, std: float, generator: torch.Generator | None = None
-) -> PerSample:
+def log_normal_above(lowest: PerSample, mean: float, std: float, generator: torch.Generator | None = None) -> PerSample:
     """Levels of the log-normal law restricted to sigma > lowest, one a sample; ``lowest`` may be 0.
 
     Drawn by inversion of the cumulative distribution, so that nothing is rejected and no level repeats.

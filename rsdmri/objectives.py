@@ -71,9 +71,7 @@ class Objective(ABC):
         """What the prediction is compared with; never the image itself, which nobody knows."""
 
     @final
-    def loss(
-        self, denoiser: Denoiser, obs: Observation, sigma: PerSample, generator: torch.Generator | None = None
-    ) -> PerSample:
+    def loss(self, denoiser: Denoiser, obs: Observation, sigma: PerSample, generator: torch.Generator | None = None) -> PerSample:
         """lambda(sigma) |prediction - target|^2, summed over real components, (B,)."""
         perturbed = self.perturb(obs, sigma, generator)
         difference = self.predict(denoiser, perturbed, obs) - self.target(perturbed, obs)

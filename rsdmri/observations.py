@@ -18,9 +18,7 @@ class Observation(Batch):
     noise_std: PerSample
 
 
-def observe(
-    x: Image, operator: LinearOperator, noise_std: PerSample, generator: torch.Generator | None = None
-) -> Observation:
+def observe(x: Image, operator: LinearOperator, noise_std: PerSample, generator: torch.Generator | None = None) -> Observation:
     """Corrupts images as the data were: y = A x + noise_std eps, eps of unit variance per real component."""
     y = operator.forward(x)
     return Observation(y + per_sample(noise_std, y) * randn_like(y, generator), operator, noise_std)

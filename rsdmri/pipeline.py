@@ -81,7 +81,9 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     law = domain.law(run / "operators.h5")
     objective = _objective(experiment, domain)
     if objective.masked != described.masked:
-        raise UserError(f"{run}: this teacher was trained with objective '{described.objective.kind}', not '{experiment.objective.kind}'")
+        raise UserError(
+            f"{run}: this teacher was trained with objective '{described.objective.kind}', not '{experiment.objective.kind}'"
+        )
     config = experiment.distill
     if config.space == "image":
         _require_noise_free(law)
@@ -101,7 +103,9 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
 
 def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run: Path | None = None) -> Path:
     """Images of a run into samples.h5 and samples.png in its folder."""
-    run = run or next((f for f in (experiment.folder / "distill", experiment.folder / "pretrain") if (f / "model.json").exists()), None)
+    run = run or next(
+        (f for f in (experiment.folder / "distill", experiment.folder / "pretrain") if (f / "model.json").exists()), None
+    )
     if run is None:
         raise UserError(f"{experiment.folder}: no finished run to sample from. Make one: rsdmri-pretrain, rsdmri-distill")
     out = out or run
@@ -112,9 +116,7 @@ def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run:
     return out
 
 
-def evaluate(
-    experiment: Experiment, domain: Domain, out: Path | None = None, samples: Mapping[str, Path] | None = None
-) -> Path:
+def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, samples: Mapping[str, Path] | None = None) -> Path:
     """Distances of observations, teacher, generator and any other ``samples`` (row name -> samples.h5) into metrics.json."""
     out = out or experiment.folder / "evaluate"
     paths = {"teacher": experiment.folder / "pretrain" / "samples.h5", "rsd": experiment.folder / "distill" / "samples.h5"}

@@ -31,7 +31,9 @@ def open_run(folder: Path, experiment: Experiment, sections: Iterable[str], inpu
     path = folder / "provenance.json"
     if path.exists():
         earlier = read_json(path)
-        changed = list(_differences({"settings": earlier["settings"], "inputs": earlier["inputs"]}, {"settings": kept, "inputs": hashes}))
+        changed = list(
+            _differences({"settings": earlier["settings"], "inputs": earlier["inputs"]}, {"settings": kept, "inputs": hashes})
+        )
         if changed:
             raise UserError(
                 f"{folder}: holds a run with other settings ({'; '.join(changed[:4])}). Go on with the settings it was begun with,"

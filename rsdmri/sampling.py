@@ -7,6 +7,7 @@ Heun's method for dx = (x - f(x, s)) / s ds along the levels of EDM (Karras et a
 It is of second order where two steps' levels are positive; the last step, to zero, is Euler's and returns f.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -43,7 +44,7 @@ def heun(denoise: Denoise, noise: Image, sigmas: Tensor, stop: float = 0.0) -> I
         f = denoise(x, sigma.expand(len(x)))
         return f, (x - f) / sigma
 
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, then in itertools.pairwise(sigmas):
         f, d = slope(x, now)
         if then < stop or then == 0:
             return f

@@ -35,7 +35,9 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     known = named_configs()
-    raise UsageError(f"--config {name}: no such file or named configuration{did_you_mean(name, known)}. Named: {', '.join(known)}")
+    raise UsageError(
+        f"--config {name}: no such file or named configuration{did_you_mean(name, known)}. Named: {', '.join(known)}"
+    )
 
 
 def load_experiment(kind: type[E], configs: Sequence[str]) -> E:

@@ -3,7 +3,7 @@
 Both draw their batches themselves, as functions of the images seen and of the generator that the loop gives them.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from .denoiser import Denoiser
 from .distillation import Distiller
 from .domain import Law, Observations
 from .objectives import Objective, Thin
+from .operators import MaskedOperator
 from .tensors import randn
 from .training import adam_state, descend, load_adam_state
 
@@ -37,9 +38,7 @@ def indices(total: int, seed: int, start: int, count: int) -> list[int]:
 class PretrainStep:
     """One step of the teacher: Adam on the objective's loss of one batch of observations."""
 
-    def __init__(
-        self, denoiser: Denoiser, objective: Objective, data: Observations, config: PretrainConfig, seed: int
-    ) -> None:
+    def __init__(self, denoiser: Denoiser, objective: Objective, data: Observations, config: PretrainConfig, seed: int) -> None:
         self.model = denoiser
         self.objective, self.data, self.config, self.seed = objective, data, config, seed
         self.optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.lr, betas=config.betas)
@@ -107,7 +106,7 @@ class DistillStep:
         condition, _ = self.law.draw(n, generator)
         operator, noise_std = self.law.draw(n, generator)
         if self.distiller.generator.denoiser.masked:
-            condition = self.thin(condition, generator)  # the generator sees what the teacher saw
+            condition = self.thin(cast(MaskedOperator, condition), generator)  # the generator sees what the teacher saw
         return z, condition, operator, noise_std
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,4 +122,3 @@ class DistillStep:
         self.model.load_state_dict(state["generator"])
         load_adam_state(self.adam_fake, state["adam_fake"])
         load_adam_state(self.adam_generator, state["adam_generator"])
-

@@ -8,7 +8,6 @@ dtype; :func:`randn_like` is the only function that draws it.
 """
 
 import dataclasses
-from abc import ABC
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeAlias
 
@@ -20,7 +19,7 @@ Image: TypeAlias = Tensor  # (B, C, H, W), real or complex
 PerSample: TypeAlias = Tensor  # (B,), real
 
 
-class Batch(ABC):
+class Batch:
     """A frozen record of tensors with a leading batch axis.
 
     Subclasses are frozen dataclasses; a field is a tensor, another record, or ``None``. A record is data: it is moved, indexed

@@ -25,8 +25,10 @@ TRAIN_STREAM = 1  # the purpose of the training's generators
 class Step(Protocol):
     """One optimisation step on a batch that the step draws itself."""
 
-    #: The network whose average is the result.
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """The network whose average is the result."""
+        ...
 
     def __call__(self, images: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Trains on one batch after ``images`` images were seen; returns scalars for the log."""
@@ -168,7 +170,7 @@ def load_adam_state(optimizer: torch.optim.Optimizer, moments: dict[str, Any]) -
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> Tensor:
     """One step down the gradient of ``loss``; returns the norm of the gradient before it was clipped."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
     optimizer.step()

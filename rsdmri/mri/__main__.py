@@ -1,6 +1,7 @@
 """The programs ``rsdmri VERB`` and ``rsdmri-VERB``."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,38 +19,44 @@ Paths = Annotated[tuple[Path, ...], tyro.conf.Positional]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnExperiment(cli.Common[Flat]):
+class OnExperiment(cli.Common):
     """Options of verbs that take nothing of their own."""
+
+    experiment: Flat
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(cli.Common[Flat]):
+class Distill(cli.Common):
     """Options of ``distill``."""
 
+    experiment: Flat
     teacher: Path | None = None
     """Run folder of the teacher, or one of its snapshots; by default RUNS/NAME/pretrain."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(cli.Common[Flat]):
+class Sample(cli.Common):
     """Options of ``sample``."""
 
+    experiment: Flat
     run: Path | None = None
     """Run folder of a generator or a teacher; by default the generator's, else the teacher's of the experiment."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(cli.Common[Flat]):
+class Evaluate(cli.Common):
     """Options of ``evaluate``."""
 
+    experiment: Flat
     samples: tuple[str, ...] = ()
     """More rows, each NAME=samples.h5, such as teacher+=runs/long/pretrain/samples.h5."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(cli.Common[Flat]):
+class Report(cli.Common):
     """Options of ``report``."""
 
+    experiment: Flat
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Folders of experiments (RUNS/NAME); by default that of the configuration."""
 
@@ -147,7 +154,7 @@ def _of_folder(folder: Path) -> Experiment:
     raise UsageError(f"{folder}: no experiment here (no prepare, pretrain or distill folder with a config.yaml)")
 
 
-def _implied(arguments: list[str]) -> str | None:
+def _implied(arguments: Sequence[str]) -> str | None:
     """``--accel 4`` alone means the configuration mri/r4, if there is one."""
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, inline = flag.partition("=")
@@ -161,7 +168,8 @@ APPLICATION = cli.Application(
     name="rsdmri",
     about="Learns a one-step generator of clean MR images from undersampled scans alone (Restoration Score Distillation).",
     experiment=MRIExperiment,
-    implied_config=_implied,  # type: ignore[arg-type]
+    implied_config=_implied,
+    aliases={"-R": "--data.accel", "--accel": "--data.accel"},
     commands={
         "simulate": cli.Command("Draw phantoms, or turn magnitude images into multi-coil k-space.", Simulate, _simulate),
         "espirit": cli.Command("Estimate coil sensitivity maps from the ACS lines of k-space files.", Espirit, _espirit),

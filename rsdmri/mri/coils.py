@@ -66,7 +66,9 @@ def centred_block(kspace: Tensor, block: slice) -> Tensor:
     return torch.where(only, kspace, 0)
 
 
-def _espirit_slice(kspace: Tensor, calib: int, kernel: int, threshold: float, crop: float, iterations: int) -> tuple[Tensor, Tensor]:
+def _espirit_slice(
+    kspace: Tensor, calib: int, kernel: int, threshold: float, crop: float, iterations: int
+) -> tuple[Tensor, Tensor]:
     """sigpy's ESPIRiT of one slice: maps (coils, H, W), eigenvalues (H, W); zeros for a slice without signal."""
     from sigpy.mri.app import EspiritCalib
 
@@ -113,5 +115,3 @@ def residual(maps: Tensor, coil_images: Tensor) -> Tensor:
     """|x_k - S_k S^H x| / |x| of each slice (B,): how much of the coil images the maps cannot explain; phase included."""
     rest = coil_images - maps * combine(maps, coil_images)
     return rest.flatten(1).norm(dim=1) / coil_images.flatten(1).norm(dim=1).clamp(min=1e-30)
-
-

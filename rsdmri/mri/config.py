@@ -17,7 +17,7 @@ class MRIData:
     """Scans whose clean images are the references of the evaluation; none: those that are learned from, if fully sampled."""
     maps: Path | None = None
     """Folder of <stem>.maps.h5; by default RUNS/NAME/espirit."""
-    accel: Annotated[float, Flag("-R", "--accel")] = 4.0
+    accel: float = 4.0
     """Acceleration R: floor(W / R) columns are kept, the ACS lines included (also -R, --accel)."""
     acs: int | None = None
     """Autocalibration lines, always kept; by default round(W / 16)."""

@@ -135,9 +135,7 @@ class MRI:
         except (OSError, KeyError) as error:
             raise UserError(f"{path}: not the operators of a run ({error})") from None
 
-    def thin(
-        self, operator: MaskedOperator, generator: torch.Generator | None, experiment: MRIExperiment
-    ) -> MaskedOperator:
+    def thin(self, operator: MaskedOperator, generator: torch.Generator | None, experiment: MRIExperiment) -> MaskedOperator:
         mask = operator.mask
         width = mask.shape[-1]
         acs = default_acs(width) if experiment.data.acs is None else experiment.data.acs

@@ -22,17 +22,18 @@ def ifft2c(kspace: Tensor) -> Tensor:
 
 
 def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The centre of the last two axes, from (N - n) // 2 on as fastMRI cuts images."""
-    (height, width), (h, w) = x.shape[-2:], size
-    if h > height or w > width:
-        raise ValueError(f"cannot crop {height} x {width} to {h} x {w}")
+    """The centre of the last two axes, from (N - n) // 2 on as fastMRI cuts images; ``ValueError`` if ``size`` is larger."""
+    (height, width), (h, w) = _fitting(x, size), size
     top, left = (height - h) // 2, (width - w) // 2
     return x[..., top : top + h, left : left + w]
 
 
 def crop_kspace(kspace: Tensor, size: tuple[int, int]) -> Tensor:
-    """The centre of k-space with DC kept at n // 2: the same image on a coarser grid (up to the scale of the orthonormal FFT)."""
-    (height, width), (h, w) = kspace.shape[-2:], size
+    """The centre of k-space with DC kept at n // 2: the same image on a coarser grid.
+
+    The image comes out brighter by sqrt(H W / (h w)), because the FFT is orthonormal on both grids.
+    """
+    (height, width), (h, w) = _fitting(kspace, size), size
     top, left = height // 2 - h // 2, width // 2 - w // 2
     return kspace[..., top : top + h, left : left + w]
 
@@ -40,3 +41,10 @@ def crop_kspace(kspace: Tensor, size: tuple[int, int]) -> Tensor:
 def rss(x: Tensor, dim: int) -> Tensor:
     """Root of the sum of squares over the coils."""
     return x.abs().square().sum(dim).sqrt()
+
+
+def _fitting(x: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+    height, width = x.shape[-2:]
+    if size[0] > height or size[1] > width:
+        raise ValueError(f"cannot crop {height} x {width} to {size[0]} x {size[1]}")
+    return height, width

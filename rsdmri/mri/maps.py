@@ -76,7 +76,9 @@ def estimate_file(path: Path, out: Path, config: EspiritConfig) -> str:
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    rest = residual(maps[valid], ifft2c(scan.kspace[valid])) if scan.fully_sampled and valid.any() else torch.tensor([float("nan")])
+    rest = (
+        residual(maps[valid], ifft2c(scan.kspace[valid])) if scan.fully_sampled and valid.any() else torch.tensor([float("nan")])
+    )
     with atomic(maps_path(out, path)) as temporary, h5py.File(temporary, "w") as file:
         file["maps"], file["eigenvalues"], file["valid"] = maps.numpy(), eigenvalues.numpy(), valid.numpy()
         file.attrs.update(_parameters(config))

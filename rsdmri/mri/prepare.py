@@ -68,7 +68,9 @@ def slices(file: Path, maps_folder: Path, experiment: MRIExperiment, calibs: set
     scan = read(file)
     maps = read_maps(maps_folder, file)
     if maps.maps.shape != scan.kspace.shape:
-        raise UserError(f"{file}: k-space {tuple(scan.kspace.shape)} and its maps {tuple(maps.maps.shape)} differ; run rsdmri-espirit again")
+        raise UserError(
+            f"{file}: k-space {tuple(scan.kspace.shape)} and its maps {tuple(maps.maps.shape)} differ; run rsdmri-espirit again"
+        )
     calibs.add(maps.calib)
     kspace, sensitivities = _cut(scan, maps.maps, experiment.data.size)
     width = kspace.shape[-1]
@@ -150,7 +152,9 @@ def _write_observations(path: Path, groups: dict[int, list[Slice]], experiment: 
             for name in ("kspace", "maps"):
                 stack = torch.stack([getattr(item, name) for item in items]).numpy()
                 # A chunk a slice, because training reads slices; compressed, because most of k-space is zero; with a checksum.
-                group.create_dataset(name, data=stack, chunks=(1, *stack.shape[1:]), compression="gzip", compression_opts=1, fletcher32=True)
+                group.create_dataset(
+                    name, data=stack, chunks=(1, *stack.shape[1:]), compression="gzip", compression_opts=1, fletcher32=True
+                )
             group["mask"] = torch.stack([item.mask for item in items]).numpy()
             group["scale"] = np.array([item.scale for item in items])
             group["noise_std"] = np.array([item.noise_std for item in items], np.float32)

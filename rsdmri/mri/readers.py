@@ -105,7 +105,9 @@ def _read(path: Path, file: h5py.File) -> KSpace:
     _check_axes(path, kspace)
     broken = np.flatnonzero(~np.isfinite(kspace.reshape(len(kspace), -1)).all(axis=1))
     if len(broken):
-        raise UserError(f"{path}: NaN or infinity in slice {broken[0]} ({len(broken)} of {len(kspace)} slices). Remove the file or mend it.")
+        raise UserError(
+            f"{path}: NaN or infinity in slice {broken[0]} ({len(broken)} of {len(kspace)} slices). Remove the file or mend it."
+        )
     header = _header(file)
     notes: tuple[str, ...] = ()
     rows = header.get("encodedSpace/matrixSize/x")
@@ -131,7 +133,9 @@ def _complex(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     elif not np.iscomplexobj(data) and data.ndim >= 2 and data.shape[-1] == 2:
         data = data[..., 0] + 1j * data[..., 1]
     if not np.iscomplexobj(data):
-        raise UserError(f"{path}: 'kspace' is {data.dtype}, not complex. Expected: complex (slices, coils, H, W) before any magnitude.")
+        raise UserError(
+            f"{path}: 'kspace' is {data.dtype}, not complex. Expected: complex (slices, coils, H, W) before any magnitude."
+        )
     return np.asarray(data, np.complex64)
 
 
@@ -139,9 +143,13 @@ def _check_axes(path: Path, kspace: np.ndarray) -> None:
     shape = " x ".join(map(str, kspace.shape))
     expected = "Expected: 4 axes (slices, coils, H, W)."
     if kspace.ndim == 3:
-        raise UserError(f"{path}: 'kspace' has 3 axes ({shape}): a single-coil file has no sensitivity maps. {expected} Use the multi-coil files.")
+        raise UserError(
+            f"{path}: 'kspace' has 3 axes ({shape}): a single-coil file has no sensitivity maps. {expected} Use the multi-coil files."
+        )
     if kspace.ndim == 5:
-        raise UserError(f"{path}: 'kspace' has 5 axes ({shape}), as fastMRI's prostate files with their averages. {expected} Combine the averages first.")
+        raise UserError(
+            f"{path}: 'kspace' has 5 axes ({shape}), as fastMRI's prostate files with their averages. {expected} Combine the averages first."
+        )
     if kspace.ndim != 4:
         raise UserError(f"{path}: 'kspace' has {kspace.ndim} axes ({shape}). {expected}")
     if min(kspace.shape) == 0:
@@ -178,7 +186,9 @@ def _mask(path: Path, file: h5py.File, kspace: Tensor, header: dict[str, int]) -
     if "mask" in file:
         mask = torch.from_numpy(np.asarray(file["mask"][()]).astype(bool)).squeeze()
         if mask.shape not in ((width,), (height, width)):
-            raise UserError(f"{path}: 'mask' has the shape {tuple(mask.shape)}; expected ({width},), one value a column of 'kspace'")
+            raise UserError(
+                f"{path}: 'mask' has the shape {tuple(mask.shape)}; expected ({width},), one value a column of 'kspace'"
+            )
     else:
         by_column = measured.any(0)
         # A pattern that differs between the rows of a measured column is two-dimensional.
@@ -219,7 +229,9 @@ def find_acs(kspace: Tensor, mask: Tensor) -> slice:
     peak = int(energy.argmax())
     middle = kspace.shape[-1] // 2
     if not by_column[peak] or (not by_column[middle] and abs(peak - middle) > kspace.shape[-1] // 8):
-        raise UserError("no sampled line in the ACS: the centre of k-space was not measured, and without it there are no coil maps")
+        raise UserError(
+            "no sampled line in the ACS: the centre of k-space was not measured, and without it there are no coil maps"
+        )
     start, stop = peak, peak + 1
     while start > 0 and by_column[start - 1]:
         start -= 1
@@ -237,7 +249,11 @@ def write_fastmri(path: Path, kspace: Tensor, *, acquisition: str, noise_std: fl
         file["reconstruction_rss"] = target
         file["ismrmrd_header"] = _header_text(slices, height, width)
         file.attrs.update(
-            acquisition=acquisition, max=float(target.max()), norm=float(np.linalg.norm(target)), patient_id="", noise_std=noise_std
+            acquisition=acquisition,
+            max=float(target.max()),
+            norm=float(np.linalg.norm(target)),
+            patient_id="",
+            noise_std=noise_std,
         )
 
 

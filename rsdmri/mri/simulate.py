@@ -72,7 +72,9 @@ def group_images(path: Path, config: SimulateConfig) -> dict[str, np.ndarray]:
     if stack.ndim != 3 or np.iscomplexobj(stack):
         raise UserError(f"{path}: '{key}' is {stack.dtype} {stack.shape}; expected magnitudes (images, h, w)")
     if min(stack.shape[1:]) < min(config.size) or stack.shape[1] < config.size[0] or stack.shape[2] < config.size[1]:
-        raise UserError(f"{path}: images of {stack.shape[1]} x {stack.shape[2]} are smaller than --size {config.size[0]} {config.size[1]}")
+        raise UserError(
+            f"{path}: images of {stack.shape[1]} x {stack.shape[2]} are smaller than --size {config.size[0]} {config.size[1]}"
+        )
     subjects = arrays[f"{key}_subject"] if f"{key}_subject" in arrays.files else np.arange(len(stack)) // config.slices
     chosen = np.arange(len(stack))
     if 0 < config.limit < len(stack):
@@ -91,10 +93,14 @@ def load_coil_maps(config: SimulateConfig) -> np.ndarray:
     assert config.coil_maps is not None
     arrays = _open_npz(config.coil_maps)
     if config.coil_maps_key not in arrays.files:
-        raise UserError(f"{config.coil_maps}: no array '{config.coil_maps_key}'; found {', '.join(arrays.files)} (--coil-maps-key)")
+        raise UserError(
+            f"{config.coil_maps}: no array '{config.coil_maps_key}'; found {', '.join(arrays.files)} (--coil-maps-key)"
+        )
     maps = arrays[config.coil_maps_key]
     if maps.ndim != 3 or not np.iscomplexobj(maps):
-        raise UserError(f"{config.coil_maps}: '{config.coil_maps_key}' is {maps.dtype} {maps.shape}; expected complex (coils, h, w)")
+        raise UserError(
+            f"{config.coil_maps}: '{config.coil_maps_key}' is {maps.dtype} {maps.shape}; expected complex (coils, h, w)"
+        )
     covariance = f"{config.coil_maps_key}_noise_cov"
     if covariance in arrays.files:
         lower = np.linalg.cholesky(arrays[covariance].astype(np.complex128))

@@ -1,0 +1,47 @@
+"""One constructor a line: every operator of both packages, on which the mathematical properties are tested."""
+
+import torch
+
+from rsdmri.mri.masks import draw_columns
+from rsdmri.mri.operators import MultiCoilMRI
+from rsdmri.operators import Identity
+from rsdmri_natural.operators import Inpainting
+
+
+def unit_maps(generator, n, coils, height, width):
+    """Random maps of unit norm, zero on a part of the grid, as ESPIRiT leaves them."""
+    maps = torch.randn(n, coils, height, width, dtype=torch.complex128, generator=generator)
+    maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
+    maps[..., :2, :] = 0
+    return maps
+
+
+def mri(generator, n=3, coils=4, height=10, width=16):
+    return MultiCoilMRI(unit_maps(generator, n, coils, height, width), draw_columns(n, width, 4, 2, generator))
+
+
+def mri_odd(generator):
+    return mri(generator, height=9, width=15)
+
+
+def mri_2d(generator):
+    mask = torch.rand(3, 1, 9, 12, generator=generator) < 0.4
+    return MultiCoilMRI(unit_maps(generator, 3, 5, 9, 12), mask)
+
+
+def inpainting(generator):
+    return Inpainting(torch.rand(3, 1, 8, 9, generator=generator) < 0.5)
+
+
+def identity(generator):
+    return Identity(torch.zeros(3))
+
+
+# name: (constructor, image shape, complex)
+OPERATORS = {
+    "mri": (mri, (3, 1, 10, 16), True),
+    "mri_odd": (mri_odd, (3, 1, 9, 15), True),
+    "mri_2d": (mri_2d, (3, 1, 9, 12), True),
+    "inpainting": (inpainting, (3, 3, 8, 9), False),
+    "identity": (identity, (3, 3, 8, 8), False),
+}
