@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from traceback import extract_tb
@@ -99,13 +100,14 @@ def _pool(attempt: Callable[[T], Result], inputs: list[T], workers: int, report:
     os.environ.update(ONE_THREAD)
     # spawn: a forked HDF5 or OpenMP is a broken one.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
+    futures: dict[Future[Result], int] = {}
     try:
-        futures = {pool.submit(attempt, item): number for number, item in left.items()}
+        with suppress(BrokenProcessPool):
+            futures.update((pool.submit(attempt, item), number) for number, item in enumerate(inputs))
         for future in as_completed(futures):
-            result = future.result()
-            report(left.pop(futures[future]), result)
-    except BrokenProcessPool:
-        pass
+            with suppress(BrokenProcessPool):
+                result = future.result()
+                report(left.pop(futures[future]), result)
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt does not wait for what has not begun
         for name, value in before.items():

@@ -1,11 +1,12 @@
 """Multi-coil k-space files in fastMRI's layout.
 
 A file is HDF5 with ``kspace`` complex (slices, coils, H, W), centred; H is the readout and W the phase encoding, along which
-columns may be missing. ``mask`` (W,) says which were measured; a file without it was measured wherever it is not zero. The header
-``ismrmrd_header`` may be absent. ``patient_id`` is never read.
+columns may be missing. ``mask`` (W,) says which were measured, ``sampling_mask`` (H, W) where samples are missing in both directions;
+a file without either was measured wherever it is not zero. Columns that the header's encoding limits leave out were filled with zeros
+by the scanner and never count as measured. The header ``ismrmrd_header`` may be absent. ``patient_id`` is never read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import atomic
-from .fourier import ifft2c, rss
+from .fourier import crop, ifft2c, rss
 
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+EXPECTED = "Expected: 'kspace', complex (slices, coils, H, W), in fastMRI's multi-coil layout."
+TARGETS = ("reconstruction_rss", "reconstruction_esc")
+CENTRAL = 8  # the centre of k-space is looked for within 1/8 of the matrix from its middle
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,13 @@ class KSpace:
     path: Path
     kspace: Tensor
     mask: Tensor
+    encoded: Tensor
+    """(W,): the columns that the scanner's protocol covers; it fills the others with zeros, in any scan."""
     contrast: str
+    recon_size: tuple[int, int]
+    """Rows and columns of the image that the scanner shows; never larger than k-space."""
     noise_std: float | None
+    """Noise of k-space per real component, where the file says so (attribute or dataset ``noise_std``)."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -41,229 +49,286 @@ class KSpace:
 
     @property
     def fully_sampled(self) -> bool:
-        """Whether every column was measured."""
-        return bool(self.mask.all())
+        """Whether every column that the protocol covers was measured."""
+        return bool(self.mask[..., self.encoded].all())
 
 
 def find_files(paths: Iterable[Path | str]) -> list[Path]:
     """The .h5 files among ``paths`` and in the folders among them, sorted; maps and hidden files are left out."""
-    found: list[Path] = []
+    found: dict[Path, None] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.glob("*.h5") if not p.name.startswith(".") and not p.name.endswith(".maps.h5"))
+            inside = sorted(p for p in path.glob("*.h5") if not p.name.startswith("."))
             if not inside:
-                raise UserError(f"{path}: no .h5 file in this folder; a folder of k-space files in fastMRI's layout is expected")
-            found.extend(inside)
+                raise UserError(f"{path}: no .h5 file in this folder (folders inside it are not searched). {EXPECTED}")
+            found.update(dict.fromkeys(inside))
         elif path.exists():
-            found.append(path)
+            found[path] = None
         else:
             raise UserError(f"{path}: no such file or folder")
-    if not found:
-        raise UserError("no k-space given: name files or folders of .h5 files (data.kspace)")
-    return found
+    files = [path for path in found if not path.name.endswith(".maps.h5")]
+    if not files:
+        given = ", ".join(map(str, found)) or "nothing"
+        raise UserError(f"no k-space among the files given ({given}): name .h5 files, or folders of them (data.kspace)")
+    return files
 
 
 def read(path: Path | str) -> KSpace:
     """Reads a multi-coil file; anything that is wrong with it is a :class:`UserError` that names it and says what to do."""
     path = Path(path)
-    _check_signature(path)
     try:
+        if not h5py.is_hdf5(path):
+            raise UserError(f"{path}: not HDF5, but {_what_it_is(path)}. {EXPECTED} Download or convert it again.")
         with h5py.File(path, "r") as file:
             return _read(path, file)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged HDF5 file ({error}). Download or copy it again.") from None
+    except (OSError, RuntimeError, KeyError) as error:
+        raise UserError(f"{path}: damaged or truncated HDF5 file ({error}). Download or copy it again.") from None
 
 
-def _check_signature(path: Path) -> None:
-    """Says what a file is that is not HDF5."""
+def _what_it_is(path: Path) -> str:
+    """What a file is that is not HDF5."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if head.startswith(HDF5_SIGNATURE):
-        return
     if not head:
-        found = "an empty file"
-    elif head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        found = "an HTML page, probably an error message of a download"
-    elif head.startswith(b"version https://git-lfs"):
-        found = "a Git LFS pointer (fetch the file itself: git lfs pull)"
-    else:
-        found = f"a file that begins with {head[:8]!r}"
-    raise UserError(f"{path}: not HDF5, but {found}. Expected: k-space in fastMRI's layout. Download or convert it again.")
+        return "an empty file"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "an HTML page, probably the error message of a download"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer (git lfs pull fetches the file itself)"
+    return f"a file that begins with {head[:8]!r}"
 
 
 def _read(path: Path, file: h5py.File) -> KSpace:
-    if "kspace" not in file:
-        keys = ", ".join(sorted(file.keys())) or "nothing"
-        raise UserError(
-            f"{path}: no dataset 'kspace'; found {keys}. Expected: 'kspace' complex (slices, coils, H, W)."
-            + (" This is an ISMRMRD file: convert it to fastMRI's layout first." if "dataset" in file else "")
-        )
-    kspace = _complex(path, file["kspace"])
-    _check_axes(path, kspace)
-    broken = np.flatnonzero(~np.isfinite(kspace.reshape(len(kspace), -1)).all(axis=1))
-    if len(broken):
-        raise UserError(
-            f"{path}: NaN or infinity in slice {broken[0]} ({len(broken)} of {len(kspace)} slices). Remove the file or mend it."
-        )
+    kspace = _complex(path, _kspace_dataset(path, file))
     header = _header(file)
     notes: tuple[str, ...] = ()
-    rows = header.get("encodedSpace/matrixSize/x")
-    if rows and kspace.shape[-1] == rows != kspace.shape[-2]:
+    if kspace.shape[-1] == header.get("encodedSpace/matrixSize/x") != kspace.shape[-2]:
+        # Repacked files exist in which the phase encoding comes first.
         kspace, notes = kspace.swapaxes(-1, -2), ("readout and phase encoding were swapped",)
     tensor = torch.from_numpy(np.ascontiguousarray(kspace))
-    mask = _mask(path, file, tensor, header)
+    encoded = _encoded(header, tensor.shape[-1])
+    mask = _mask(path, file, tensor) & encoded
+    if not mask.any():
+        raise UserError(f"{path}: nothing was measured: 'kspace' is zero everywhere, or the mask leaves nothing of it")
+    if "mask" not in file and mask.ndim == 1:
+        encoded = _without_zero_filling(mask, encoded)
     return KSpace(
         path=path,
-        kspace=torch.where(mask, tensor, 0),
+        kspace=torch.where(mask, tensor, 0),  # not a product, which keeps the signs of zeros
         mask=mask,
+        encoded=encoded,
         contrast=_text(file.attrs.get("acquisition", "")),
-        noise_std=float(file.attrs["noise_std"]) if "noise_std" in file.attrs else None,
+        recon_size=_recon_size(file, header, tensor.shape[-2:], swapped=bool(notes)),
+        noise_std=_noise_std(path, file),
         notes=notes,
     )
 
 
+def _kspace_dataset(path: Path, file: h5py.File) -> h5py.Dataset:
+    dataset = file.get("kspace")
+    if not isinstance(dataset, h5py.Dataset):
+        keys = ", ".join(sorted(file.keys())) or "nothing"
+        hint = " This looks like an ISMRMRD file: convert it first." if "dataset" in file else ""
+        raise UserError(f"{path}: no dataset 'kspace'; found {keys}. {EXPECTED}{hint}")
+    return dataset
+
+
 def _complex(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    """The dataset as complex64; a trailing axis of 2 is real and imaginary part."""
+    """The dataset as finite complex64 (slices, coils, H, W); a trailing axis of 2 is real and imaginary part."""
     data = dataset[()]
-    if data.dtype.names == ("r", "i"):
-        data = data["r"] + 1j * data["i"]
-    elif not np.iscomplexobj(data) and data.ndim >= 2 and data.shape[-1] == 2:
+    if data.dtype.names is not None and len(data.dtype.names) == 2:
+        real, imag = data.dtype.names
+        data = data[real] + 1j * data[imag]
+    elif data.dtype.kind == "f" and data.ndim >= 2 and data.shape[-1] == 2:
         data = data[..., 0] + 1j * data[..., 1]
-    if not np.iscomplexobj(data):
-        raise UserError(
-            f"{path}: 'kspace' is {data.dtype}, not complex. Expected: complex (slices, coils, H, W) before any magnitude."
-        )
+    _check_axes(path, data.shape)
+    if data.dtype.kind != "c":
+        raise UserError(f"{path}: 'kspace' is {data.dtype}, not complex. {EXPECTED} Magnitudes are no k-space.")
+    broken = [number for number, part in enumerate(data) if not np.isfinite(part).all()]
+    if broken:
+        listed = ", ".join(map(str, broken[:8])) + (", ..." if len(broken) > 8 else "")
+        raise UserError(f"{path}: NaN or infinity in slice {listed} of {len(data)}. Remove the file, or mend it at its source.")
     return np.asarray(data, np.complex64)
 
 
-def _check_axes(path: Path, kspace: np.ndarray) -> None:
-    shape = " x ".join(map(str, kspace.shape))
-    expected = "Expected: 4 axes (slices, coils, H, W)."
-    if kspace.ndim == 3:
+def _check_axes(path: Path, shape: tuple[int, ...]) -> None:
+    found = f"{path}: 'kspace' has {len(shape)} axes ({' x '.join(map(str, shape))})"
+    if len(shape) == 3:
         raise UserError(
-            f"{path}: 'kspace' has 3 axes ({shape}): a single-coil file has no sensitivity maps. {expected} Use the multi-coil files."
+            f"{found}: a single-coil file. {EXPECTED} One coil has no sensitivity maps to be estimated, which everything here"
+            " is built on, so that single-coil files are not supported yet; take the multi-coil ones."
         )
-    if kspace.ndim == 5:
-        raise UserError(
-            f"{path}: 'kspace' has 5 axes ({shape}), as fastMRI's prostate files with their averages. {expected} Combine the averages first."
-        )
-    if kspace.ndim != 4:
-        raise UserError(f"{path}: 'kspace' has {kspace.ndim} axes ({shape}). {expected}")
-    if min(kspace.shape) == 0:
-        raise UserError(f"{path}: 'kspace' is empty ({shape}). {expected}")
+    if len(shape) == 5:
+        raise UserError(f"{found}, as fastMRI's prostate files with their averages. {EXPECTED} Combine the averages (or echoes) first.")
+    if len(shape) != 4:
+        raise UserError(f"{found}. {EXPECTED}")
+    if min(shape) == 0:
+        raise UserError(f"{found}: it is empty. {EXPECTED} Download or convert it again.")
 
 
 def _header(file: h5py.File) -> dict[str, int]:
     """The sizes in the ISMRMRD header, by path; empty where there is none or it cannot be parsed."""
-    if "ismrmrd_header" not in file:
-        return {}
     try:
-        root = ElementTree.fromstring(file["ismrmrd_header"][()])
-    except (ElementTree.ParseError, TypeError, ValueError):
+        root = ElementTree.fromstring(np.ravel(file["ismrmrd_header"][()])[0])
+    except (KeyError, IndexError, ElementTree.ParseError, TypeError, ValueError):
         return {}
-    space = "{http://www.ismrm.org/ISMRMRD}"
-    wanted = [
-        "encodedSpace/matrixSize/x",
-        "encodedSpace/matrixSize/y",
-        "encodingLimits/kspace_encoding_step_1/center",
-        "encodingLimits/kspace_encoding_step_1/maximum",
-    ]
+    step = "encodingLimits/kspace_encoding_step_1"
+    wanted = [f"{space}/matrixSize/{axis}" for space in ("encodedSpace", "reconSpace") for axis in "xy"]
     found: dict[str, int] = {}
-    for name in wanted:
-        node = root.find("/".join(space + part for part in f"encoding/{name}".split("/")))
-        if node is not None and node.text and node.text.strip().isdigit():
-            found[name] = int(node.text)
+    for name in [*wanted, f"{step}/center", f"{step}/maximum"]:
+        text = root.findtext("/".join("{*}" + part for part in f"encoding/{name}".split("/")), "").strip()
+        if text.isdigit():
+            found[name] = int(text)
     return found
 
 
-def _mask(path: Path, file: h5py.File, kspace: Tensor, header: dict[str, int]) -> Tensor:
-    """What was measured: the file's mask, else what is not zero; never the columns that the scanner padded."""
-    height, width = kspace.shape[-2:]
-    measured = (kspace != 0).any(0).any(0)  # (H, W)
-    if "mask" in file:
-        mask = torch.from_numpy(np.asarray(file["mask"][()]).astype(bool)).squeeze()
-        if mask.shape not in ((width,), (height, width)):
-            raise UserError(
-                f"{path}: 'mask' has the shape {tuple(mask.shape)}; expected ({width},), one value a column of 'kspace'"
-            )
-    else:
-        by_column = measured.any(0)
-        # A pattern that differs between the rows of a measured column is two-dimensional.
-        mask = by_column if measured[:, by_column].float().mean() > 0.95 else measured
-    padding = _padding(header, width)
-    mask = mask & padding
-    if not mask.any():
-        raise UserError(f"{path}: nothing was measured: 'kspace' is zero everywhere or 'mask' leaves nothing")
-    return mask
-
-
-def _padding(header: dict[str, int], width: int) -> Tensor:
-    """False at the columns that were not acquired but zero-filled by the scanner (fastMRI's padding_left and padding_right)."""
-    center = header.get("encodingLimits/kspace_encoding_step_1/center")
-    maximum = header.get("encodingLimits/kspace_encoding_step_1/maximum")
-    encoded = header.get("encodedSpace/matrixSize/y")
+def _encoded(header: Mapping[str, int], width: int) -> Tensor:
+    """False at the columns that the scanner filled with zeros (fastMRI's padding_left and padding_right)."""
     inside = torch.ones(width, dtype=torch.bool)
-    if center is None or maximum is None or encoded != width:
+    step = "encodingLimits/kspace_encoding_step_1"
+    center, maximum = header.get(f"{step}/center"), header.get(f"{step}/maximum")
+    if center is None or maximum is None or header.get("encodedSpace/matrixSize/y") != width:
         return inside
-    left = encoded // 2 - center
+    left = width // 2 - center
     inside[: max(left, 0)] = False
-    inside[left + maximum + 1 :] = False
+    inside[max(left + maximum + 1, 0) :] = False
     return inside
+
+
+def _without_zero_filling(mask: Tensor, encoded: Tensor) -> Tensor:
+    """The protocol's columns where no header says them: a gapless central run of most columns is a scan filled up with zeros."""
+    measured = mask.nonzero().flatten()
+    first, last = int(measured[0]), int(measured[-1])
+    left, right = first, len(mask) - 1 - last
+    gapless = len(measured) == last - first + 1
+    return mask if gapless and abs(left - right) <= 2 and 2 * len(measured) > len(mask) else encoded
+
+
+def _mask(path: Path, file: h5py.File, kspace: Tensor) -> Tensor:
+    """What was measured: the file's mask, else what is not zero."""
+    height, width = kspace.shape[-2:]
+    for name in ("mask", "sampling_mask"):
+        if name in file:
+            mask = torch.from_numpy(np.asarray(file[name][()]).astype(bool)).squeeze()
+            if mask.shape not in ((width,), (height, width)):
+                found = " x ".join(map(str, mask.shape))
+                raise UserError(f"{path}: '{name}' has the shape {found}; expected {width}, one value a column of 'kspace'. Mend or remove it.")
+            return mask
+    return sampled(kspace)
+
+
+def sampled(kspace: Tensor) -> Tensor:
+    """What is not zero in k-space (slices, coils, H, W): (W,) if whole columns are missing, else (H, W).
+
+    Rows that are zero in every column are zero filling of the readout, and no pattern.
+    """
+    measured = (kspace != 0).flatten(0, 1).any(0)
+    rows, columns = measured.any(1), measured.any(0)
+    by_column = not columns.any() or measured[rows][:, columns].float().mean() > 0.99
+    return columns if by_column else measured
+
+
+def _recon_size(file: h5py.File, header: Mapping[str, int], matrix: Iterable[int], swapped: bool) -> tuple[int, int]:
+    """Rows and columns of the target, else of the header, else of k-space."""
+    height, width = matrix
+    target = next((file[name].shape[-2:] for name in TARGETS if name in file), None)
+    if target is not None:
+        rows, cols = target[::-1] if swapped else target
+    else:
+        rows, cols = header.get("reconSpace/matrixSize/x", height), header.get("reconSpace/matrixSize/y", width)
+    if cols > width:  # fastMRI's rule for scans that are narrower than their image
+        rows, cols = width, width
+    return min(rows, height), min(cols, width)
+
+
+def _noise_std(path: Path, file: h5py.File) -> float | None:
+    value = file.attrs["noise_std"] if "noise_std" in file.attrs else file["noise_std"][()] if "noise_std" in file else None
+    if value is None:
+        return None
+    if np.size(value) != 1 or not np.isfinite(value).all() or np.ravel(value)[0] < 0:
+        raise UserError(f"{path}: 'noise_std' is {value}; expected one number, the noise of k-space per real component")
+    return float(np.ravel(value)[0])
 
 
 def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def find_acs(kspace: Tensor, mask: Tensor) -> slice:
-    """The run of measured columns around the energy peak of k-space (slices, coils, H, W).
+def find_dc(kspace: Tensor, mask: Tensor) -> tuple[int, int]:
+    """Row and column of the centre of k-space (slices, coils, H, W): the measured sample of most energy near the middle.
 
-    Raises a :class:`UserError` if the peak's column was not measured.
+    Not every scan has it at N // 2. Raises :class:`UserError` if nothing was measured near the middle.
     """
-    by_column = mask if mask.ndim == 1 else mask.float().mean(0) > 0.99
-    energy = kspace.abs().square().flatten(0, -2).sum(0)
-    # The centre may be off the middle of the matrix; what was never measured has no energy to be found by.
-    peak = int(energy.argmax())
-    middle = kspace.shape[-1] // 2
-    if not by_column[peak] or (not by_column[middle] and abs(peak - middle) > kspace.shape[-1] // 8):
-        raise UserError(
-            "no sampled line in the ACS: the centre of k-space was not measured, and without it there are no coil maps"
-        )
-    start, stop = peak, peak + 1
-    while start > 0 and by_column[start - 1]:
-        start -= 1
-    while stop < len(by_column) and by_column[stop]:
-        stop += 1
-    return slice(start, stop)
+    height, width = kspace.shape[-2:]
+    energy = torch.where(mask, kspace.abs().square().sum((0, 1)), -1.0)
+    top, left = height // 2 - height // CENTRAL, width // 2 - width // CENTRAL
+    near = energy[top : height // 2 + height // CENTRAL + 1, left : width // 2 + width // CENTRAL + 1]
+    if not (near >= 0).any():
+        raise UserError("no sampled line in the ACS: the centre of k-space was not measured, and without it there are no coil maps")
+    row, column = divmod(int(near.argmax()), near.shape[1])
+    return top + row, left + column
 
 
-def write_fastmri(path: Path, kspace: Tensor, *, acquisition: str, noise_std: float) -> None:
-    """Writes fully sampled k-space (slices, coils, H, W) in fastMRI's layout, with its noise per real component beside it."""
+def find_acs(kspace: Tensor, mask: Tensor) -> tuple[slice, slice]:
+    """Rows and columns of the fully sampled block around the centre of k-space (slices, coils, H, W).
+
+    For a column mask (W,) all rows and the run of measured columns; else a block that grows on all sides while it is full.
+    """
+    pattern = mask if mask.ndim == 2 else mask.expand(kspace.shape[-2], -1)
+    top, left = find_dc(kspace, mask)
+    bottom, right = top + 1, left + 1
+    grown = True
+    while grown:
+        before = (top, bottom, left, right)
+        top -= int(top > 0 and bool(pattern[top - 1, left:right].all()))
+        bottom += int(bottom < pattern.shape[0] and bool(pattern[bottom, left:right].all()))
+        left -= int(left > 0 and bool(pattern[top:bottom, left - 1].all()))
+        right += int(right < pattern.shape[1] and bool(pattern[top:bottom, right].all()))
+        grown = before != (top, bottom, left, right)
+    return slice(top, bottom), slice(left, right)
+
+
+def write_fastmri(
+    path: Path,
+    kspace: Tensor,
+    *,
+    acquisition: str,
+    noise_std: float,
+    mask: Tensor | None = None,
+    recon_size: tuple[int, int] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes k-space (slices, coils, H, W) in fastMRI's layout, with its noise per real component beside it.
+
+    With a ``mask`` (W,) or (H, W) the rest is zeroed and, as in fastMRI's test files, there is no target.
+    """
     slices, _, height, width = kspace.shape
-    target = rss(ifft2c(kspace), 1).numpy()
+    size = recon_size or (height, width)
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        file["kspace"] = kspace.numpy()
+        file["kspace"] = (kspace if mask is None else torch.where(mask, kspace, 0)).numpy()
+        file["ismrmrd_header"] = _header_text(slices, (height, width), size)
+        file.attrs.update(acquisition=acquisition, patient_id="", noise_std=noise_std, **(attributes or {}))
+        if mask is not None:
+            file["mask" if mask.ndim == 1 else "sampling_mask"] = mask.numpy()
+            return
+        target = rss(crop(ifft2c(kspace), size), 1).numpy()
         file["reconstruction_rss"] = target
-        file["ismrmrd_header"] = _header_text(slices, height, width)
-        file.attrs.update(
-            acquisition=acquisition,
-            max=float(target.max()),
-            norm=float(np.linalg.norm(target)),
-            patient_id="",
-            noise_std=noise_std,
-        )
+        file.attrs.update(max=float(target.max()), norm=float(np.linalg.norm(target)))
 
 
-def _header_text(slices: int, height: int, width: int) -> str:
-    size = f"<matrixSize><x>{height}</x><y>{width}</y><z>1</z></matrixSize>"
-    limits = f"<minimum>0</minimum><maximum>{width - 1}</maximum><center>{width // 2}</center>"
+def _header_text(slices: int, encoded: tuple[int, int], recon: tuple[int, int]) -> str:
+    def space(name: str, size: tuple[int, int]) -> str:
+        return f"<{name}><matrixSize><x>{size[0]}</x><y>{size[1]}</y><z>1</z></matrixSize></{name}>"
+
+    def limit(name: str, count: int) -> str:
+        return f"<{name}><minimum>0</minimum><maximum>{count - 1}</maximum><center>{count // 2}</center></{name}>"
+
+    limits = limit("kspace_encoding_step_1", encoded[1]) + limit("slice", slices)
     return (
         '<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>'
-        f"<encodedSpace>{size}</encodedSpace><reconSpace>{size}</reconSpace>"
-        f"<encodingLimits><kspace_encoding_step_1>{limits}</kspace_encoding_step_1>"
-        f"<slice><minimum>0</minimum><maximum>{slices - 1}</maximum><center>{slices // 2}</center></slice></encodingLimits>"
+        f"{space('encodedSpace', encoded)}{space('reconSpace', recon)}<encodingLimits>{limits}</encodingLimits>"
         "</encoding></ismrmrdHeader>"
     )

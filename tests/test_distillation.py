@@ -1,0 +1,179 @@
+"""The distiller in a Gaussian world, where teacher and fake are known exactly and the theorems say where it must end.
+
+Images are vectors (B, 1, 1, d), x ~ N(0, C). The exact denoiser of w ~ N(0, S) is S (S + s^2)^-1; G(z) = W z.
+
+    matched      the same measurement noise on both sides, or none where the objective removes it: G ends at C
+    mismatched   teacher Standard on noisy y, phase II without noise (DSD Theorem 1, RSD Theorem 1): G ends at C plus the noise
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsdmri import noise
+from rsdmri.config import DistillConfig, ObjectiveConfig
+from rsdmri.distillation import Distiller, sid_loss
+from rsdmri.objectives import AmbientTweedie, Standard
+from rsdmri.operators import LinearOperator
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix(LinearOperator):
+    """A x for one symmetric matrix a sample: ``a`` (B, d, d)."""
+
+    white_on_image: ClassVar[bool] = True
+    a: Tensor
+
+    def forward(self, x):
+        return torch.einsum("bij,bchj->bchi", self.a, x)
+
+    adjoint = forward
+
+    def gram(self, x):
+        return self.forward(self.forward(x))
+
+    def restrict(self, y):
+        return y
+
+    def to_image(self, y):
+        return y
+
+    def support(self):
+        return torch.ones(len(self.a), 1, 1, 1)
+
+
+class Linear(nn.Module):
+    """The exact denoiser of N(0, covariance)."""
+
+    sigma_data, masked = 0.5, False
+
+    def __init__(self, covariance):
+        super().__init__()
+        self.covariance = covariance
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x_t, sigma, mask=None):
+        eye = torch.eye(len(self.covariance))
+        filters = self.covariance @ torch.linalg.inv(self.covariance + sigma[:, None, None] ** 2 * eye)
+        return torch.einsum("bij,bchj->bchi", filters, x_t)
+
+
+class LinearGenerator(nn.Module):
+    def __init__(self, w):
+        super().__init__()
+        self.w = nn.Parameter(w)
+
+    def forward(self, z, condition):
+        return z[..., : self.w.shape[1]] @ self.w.T
+
+
+def distil(objective, teacher_covariance, w, a, noise_std, modelled_noise, steps=500, batch=2048):
+    """Trains W by the package's generator loss; after every step the fake is the exact denoiser of what G now makes."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    fake, g = Linear(None), LinearGenerator(w)
+    distiller = Distiller(Linear(teacher_covariance), fake.requires_grad_(False), g, objective, DistillConfig())
+    adam = torch.optim.Adam(g.parameters(), lr=0.02, betas=(0.0, 0.999))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    d = len(teacher_covariance)
+    operator = Matrix(a.expand(batch, d, d))
+    for _ in range(steps):
+        with torch.no_grad():
+            fake.covariance = a @ g.w @ g.w.T @ a + modelled_noise**2 * torch.eye(d)
+        z = torch.randn(batch, 1, 1, d, generator=generator)
+        sigma = noise.karras(0.8 * torch.rand(batch, generator=generator), 0.002, 80.0)
+        loss = distiller.generator_loss(z, operator, operator, torch.full((batch,), noise_std), sigma, generator).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        schedule.step()
+    return g.w.detach()
+
+
+COVARIANCE = torch.tensor([[1.0, 0.3, 0.0], [0.3, 0.5, 0.1], [0.0, 0.1, 0.2]], dtype=torch.float64)
+START = torch.eye(3, dtype=torch.float64) * 0.6 + 0.1
+EYE = torch.eye(3, dtype=torch.float64)
+
+
+def relative(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def test_matched_noise_on_both_sides_ends_at_the_clean_covariance():
+    w = distil(Standard(ObjectiveConfig()), COVARIANCE + 0.09 * EYE, START.clone(), EYE, 0.3, 0.3)
+    assert relative(w @ w.T, COVARIANCE) < 0.05
+
+
+def test_matched_tweedie_ends_at_the_clean_covariance():
+    w = distil(AmbientTweedie(ObjectiveConfig()), COVARIANCE, START.clone(), EYE, 0.3, 0.0)
+    assert relative(w @ w.T, COVARIANCE) < 0.05
+
+
+def test_mismatched_keeps_the_noise():
+    """DSD: teacher Standard on noisy y, phase II without noise: the covariance of y."""
+    w = distil(Standard(ObjectiveConfig()), COVARIANCE + 0.09 * EYE, START.clone(), EYE, 0.0, 0.0)
+    assert relative(w @ w.T, COVARIANCE + 0.09 * EYE) < 0.05
+
+
+def test_mismatched_of_rank_one_is_theorem_1_of_rsd():
+    """x = e z, A with a kernel: A u = +- sqrt(1 + sigma^2 / |A e|^2) A e."""
+    e = torch.tensor([0.8, 0.6, 0.0])
+    a = torch.diag(torch.tensor([1.0, 0.5, 0.0]))
+    sigma_y = 0.4
+    ae = a @ e
+    teacher = ae[:, None] * ae + sigma_y**2 * EYE
+    u = distil(Standard(ObjectiveConfig()), teacher, torch.tensor([[0.5], [0.4], [0.3]]), a, 0.0, 0.0)[:, 0]
+    expected = (1 + sigma_y**2 / (ae @ ae)).sqrt() * ae
+    assert relative(a @ u, expected) < 0.05
+    assert u[2].item() == pytest.approx(0.3)  # the kernel of A is not touched
+
+
+def test_matched_of_rank_one_is_the_image_itself():
+    e = torch.tensor([0.8, 0.6, 0.0])
+    a = torch.diag(torch.tensor([1.0, 0.5, 0.0]))
+    ae = a @ e
+    teacher = ae[:, None] * ae + 0.16 * EYE
+    u = distil(Standard(ObjectiveConfig()), teacher, torch.tensor([[0.5], [0.4], [0.3]]), a, 0.4, 0.4)[:, 0]
+    assert relative(a @ u, ae) < 0.05
+
+
+def test_sid_loss_is_equation_11(generator):
+    r, q, w = (torch.randn(2, 1, 3, 4, dtype=torch.complex128, generator=generator) for _ in range(3))
+    loss = sid_loss(r, q, w, 1.2)
+    for i in range(2):
+        parts = [torch.view_as_real(t[i]).flatten() for t in (r, q, w)]
+        rr, qq, ww = parts
+        total = ((rr - qq) * ((rr - ww) - 1.2 * (rr - qq))).sum()
+        assert loss[i].item() == pytest.approx((total / (ww - rr).abs().mean()).item(), rel=1e-12)
+
+
+def test_gradient_flows_through_everything_but_the_weight(generator):
+    r, q, w = (torch.randn(1, 1, 3, 4, generator=generator, requires_grad=True) for _ in range(3))
+    sid_loss(r, q, w, 1.2).sum().backward()
+    weight = 1 / (w - r).detach().abs().mean()
+    d = (r - q).detach()
+    assert torch.allclose(r.grad, weight * ((r - w) + d - 2.4 * d).detach())
+    assert torch.allclose(q.grad, weight * (-(r - w) + 2.4 * d).detach())
+    assert torch.allclose(w.grad, -weight * d)
+
+
+def test_fake_loss_gives_the_generator_no_gradient(generator):
+    g = LinearGenerator(START.clone())
+    fake = Linear(COVARIANCE)
+    distiller = Distiller(Linear(COVARIANCE), fake, g, Standard(ObjectiveConfig()), DistillConfig())
+    z, operator = torch.randn(4, 1, 1, 3, generator=generator), Matrix(EYE.expand(4, 3, 3))
+    loss = distiller.fake_loss(z, operator, operator, torch.zeros(4), torch.ones(4), generator)
+    assert not loss.requires_grad or all(p.grad is None for p in g.parameters())
+    assert all(not p.requires_grad for p in distiller.teacher.parameters())
+
+
+def test_generator_is_compared_with_noise_only_if_the_objective_models_it(generator):
+    x_g, operator = torch.zeros(4000, 1, 1, 3), Matrix(EYE.expand(4000, 3, 3))
+    for objective, expected in ((Standard, 0.3), (AmbientTweedie, 0.0)):
+        distiller = Distiller(Linear(COVARIANCE), Linear(COVARIANCE), LinearGenerator(START), objective(ObjectiveConfig()), DistillConfig())
+        obs = distiller.compared(x_g, operator, torch.full((4000,), 0.3), generator)
+        assert obs.y.std().item() == pytest.approx(expected, abs=0.01)
+        assert obs.noise_std[0].item() == expected
