@@ -5,11 +5,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from .config import Experiment, to_tree
 from .errors import UsageError, UserError, did_you_mean
-from .settings import load_experiment, named_configs, validate
+from .settings import load_experiment, named_configs, read_yaml, validate
+
+if TYPE_CHECKING:
+    from .domain import Domain
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,103 @@ class Common:
     """Print the resolved configuration and stop."""
     dry_run: bool = False
     """Check the configuration, say where the results would go, and stop."""
+
+
+def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) -> dict[str, Command]:
+    """The verbs that every application has; ``domain`` imports and makes it when a verb runs."""
+    import tyro
+
+    # --data.accel, not --experiment.data.accel
+    base = dataclasses.make_dataclass(
+        "OnExperiment", [("experiment", Annotated[kind, tyro.conf.arg(name="")])], bases=(Common,), frozen=True, kw_only=True
+    )
+
+    def with_field(name: str, kind: Any, default: Any) -> type[Any]:
+        fields = [(name, kind, dataclasses.field(default=default))]
+        return dataclasses.make_dataclass(name.title(), fields, bases=(base,), frozen=True, kw_only=True)
+
+    def asked(help: str) -> Any:
+        return tyro.conf.arg(help=help)
+
+    teacher = asked("Run folder of the teacher, or one of its snapshots; by default RUNS/NAME/pretrain.")
+    run_help = asked("Run folder of a generator or a teacher; by default the generator's, else the teacher's of the experiment.")
+    more = asked("More rows, each NAME=samples.h5, such as teacher+=runs/long/pretrain/samples.h5.")
+    folders = asked("Folders of experiments (RUNS/NAME); by default that of the configuration.")
+
+    def prepare(o: Any) -> None:
+        _say(_pipeline().prepare(o.experiment, domain(), o.out) / "observations.h5")
+
+    def pretrain(o: Any) -> None:
+        _say(_pipeline().pretrain(o.experiment, domain(), o.out))
+
+    def distill(o: Any) -> None:
+        _say(_pipeline().distill(o.experiment, domain(), o.out, o.teacher))
+
+    def sample(o: Any) -> None:
+        _say(_pipeline().sample(o.experiment, domain(), o.out, o.run) / "samples.h5")
+
+    def evaluate(o: Any) -> None:
+        _say(_pipeline().evaluate(o.experiment, domain(), o.out, _rows(o.samples)) / "metrics.json")
+
+    def report(o: Any) -> None:
+        for experiment in [_of_folder(kind, path) for path in o.runs] or [o.experiment]:
+            _say(_pipeline().report(experiment, domain(), o.out) / "report.html")
+
+    return {
+        "prepare": Command("Turn the data into the fixed corrupted data set.", base, prepare),
+        "pretrain": Command("Phase I: train a diffusion teacher on corrupted observations.", base, pretrain),
+        "distill": Command(
+            "Phase II: distil the teacher into a one-step generator.",
+            with_field("teacher", Annotated[Path | None, teacher], None),
+            distill,
+        ),
+        "sample": Command(
+            "Make images with the generator or the teacher.",
+            with_field("run", Annotated[Path | None, run_help], None),
+            sample,
+        ),
+        "evaluate": Command(
+            "Measure observations, teacher and generator, with and without references.",
+            with_field("samples", Annotated[tuple[str, ...], more], ()),
+            evaluate,
+        ),
+        "report": Command(
+            "Write report.html and report.json of an experiment.",
+            with_field("runs", Annotated[tyro.conf.Positional[tuple[Path, ...]], folders], ()),
+            report,
+        ),
+    }
+
+
+def _pipeline() -> Any:
+    from . import pipeline  # torch comes with it
+
+    return pipeline
+
+
+def _say(result: Path) -> None:
+    """The one line of standard output: what was made."""
+    print(result)
+
+
+def _rows(samples: Sequence[str]) -> dict[str, Path]:
+    rows = {}
+    for text in samples:
+        name, equals, path = text.partition("=")
+        if not equals:
+            raise UsageError(f"--samples {text}: expected NAME=PATH")
+        rows[name] = Path(path)
+    return rows
+
+
+def _of_folder(kind: type[Experiment], folder: Path) -> Experiment:
+    """The experiment whose verbs wrote into RUNS/NAME, as its latest run resolved it."""
+    for name in ("distill", "pretrain", "prepare"):
+        if (folder / name / "config.yaml").exists():
+            tree = read_yaml(folder / name / "config.yaml")
+            path = folder.resolve()
+            return validate(kind, {**tree, "runs": str(path.parent), "name": path.name}, str(folder))
+    raise UsageError(f"{folder}: no experiment here (no prepare, pretrain or distill folder with a config.yaml)")
 
 
 def run(application: Application, arguments: Sequence[str], verb: str | None = None) -> int:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 Result: TypeAlias = tuple[str, str | None]  # a note for the progress line, an error
 
 #: One thread a worker: the workers themselves fill the cores. Read by the libraries when a worker imports them.
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
 
 def shard(items: Sequence[T], text: str) -> list[T]:
@@ -78,7 +78,10 @@ def _attempt(function: Callable[[T], str], done: Callable[[T], bool] | None, ite
         return "", str(error)
     except Exception as error:
         frame = extract_tb(error.__traceback__)[-1]
-        return "", f"{item}: {type(error).__name__}: {error} (unexpected; {os.path.basename(frame.filename)}, line {frame.lineno})"
+        return (
+            "",
+            f"{item}: {type(error).__name__}: {error} (unexpected; {os.path.basename(frame.filename)}, line {frame.lineno})",
+        )
 
 
 def _in_pool(attempt: Callable[[T], Result], inputs: Sequence[T], workers: int, report: Callable[[T, Result], None]) -> None:

@@ -173,7 +173,9 @@ def test_fake_loss_gives_the_generator_no_gradient(generator):
 def test_generator_is_compared_with_noise_only_if_the_objective_models_it(generator):
     x_g, operator = torch.zeros(4000, 1, 1, 3), Matrix(EYE.expand(4000, 3, 3))
     for objective, expected in ((Standard, 0.3), (AmbientTweedie, 0.0)):
-        distiller = Distiller(Linear(COVARIANCE), Linear(COVARIANCE), LinearGenerator(START), objective(ObjectiveConfig()), DistillConfig())
+        distiller = Distiller(
+            Linear(COVARIANCE), Linear(COVARIANCE), LinearGenerator(START), objective(ObjectiveConfig()), DistillConfig()
+        )
         obs = distiller.compared(x_g, operator, torch.full((4000,), 0.3), generator)
         assert obs.y.std().item() == pytest.approx(expected, abs=0.01)
         assert obs.noise_std[0].item() == expected

@@ -1,109 +1,154 @@
 r"""Coil sensitivity maps by ESPIRiT (Uecker et al. 2014, Magn. Reson. Med. 71:990).
 
-Inputs are centred k-space, as in the files. Maps fulfil sum_k |S_k|^2 = 1 on their support and are zero outside. The phase of a map
-is known up to one function of the position, which ESPIRiT must choose; here the first virtual coil, the strongest combination of
-the coils in the calibration block, is real and positive. It decides the phase of the complex images, and unlike the first coil
-it is never dead.
+Inputs are centred k-space, as in the files. Maps fulfil sum_k |S_k|^2 = 1 on their support and are exactly zero outside. Only a square
+block of k-space, fully sampled and around its centre, is ever looked at: what is measured elsewhere cannot change the maps.
+
+ESPIRiT knows the maps up to a phase that is a function of the position, which also is the phase of the combined image. Here it is
+chosen so that the first virtual coil, v^H S with v the strongest combination of the coils in the block, is real and positive, and v so
+that its signal at the centre of k-space is. Unlike the first coil, the usual choice, a virtual coil is never dead.
 """
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .masks import default_acs
-from .readers import find_acs
+from .masks import default_acs, find_acs, find_dc, sampled
 
 SMALLEST_CALIB = 12  # lines; with fewer, maps are far off (11-23 % error)
 USUAL_CALIB = 24
 
+#: K-space (coils, H, W) that is zero outside its central block, the width of the block -> maps, eigenvalues (H, W).
+Estimate: TypeAlias = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
-def default_calib(width: int, found: int) -> int:
+
+def default_calib(width: int) -> int:
     """The width of the calibration block: what an accelerated scan keeps, if that is enough for maps, else the usual 24."""
     kept = default_acs(width)
-    return min(kept if kept >= SMALLEST_CALIB else USUAL_CALIB, found)
+    return kept if kept >= SMALLEST_CALIB else USUAL_CALIB
+
+
+def calibration_block(kspace: Tensor, mask: Tensor, calib: int | None = None, kernel: int = 6) -> tuple[slice, slice]:
+    """Rows and columns of the block that maps are estimated from: square, ``calib`` wide or as wide as the ACS allow.
+
+    It lies about N // 2, so that it is part of the ACS lines of a sparser mask, unless the centre of k-space is clearly elsewhere.
+    Raises :class:`UserError` if it would be narrower than the kernel.
+    """
+    runs = find_acs(kspace, mask)
+    found = min(run.stop - run.start for run in runs)
+    if found < kernel:
+        raise UserError(
+            f"{found} fully sampled ACS lines found, and kernels of width {kernel} need at least {kernel} (for good maps {USUAL_CALIB})."
+            " Take maps from a scan with more central lines, or a smaller --kernel."
+        )
+    width = min(calib or default_calib(kspace.shape[-1]), found)
+    if width < kernel:
+        raise UserError(f"a calibration block of {width} lines is narrower than the kernel of {kernel}. Use a larger --calib.")
+    rows, columns = (
+        _central(run, n // 2, centre, width) for run, n, centre in zip(runs, kspace.shape[-2:], find_dc(kspace, mask), strict=True)
+    )
+    return rows, columns
+
+
+def _central(run: slice, middle: int, centre: int, width: int) -> slice:
+    """``width`` lines of a run, about the middle of the matrix or, where that is off, about the centre of k-space."""
+    about = middle if abs(centre - middle) <= width // 4 else centre
+    start = min(max(about - width // 2, run.start), run.stop - width)
+    return slice(start, start + width)
 
 
 def espirit(
     kspace: Tensor,
     *,
-    mask: Tensor | None = None,
     calib: int | None = None,
     kernel: int = 6,
     threshold: float = 0.02,
     crop: float = 0.95,
     iterations: int = 30,
+    backend: str = "sigpy",
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Maps (B, coils, H, W) complex64, eigenvalues (B, H, W) and valid (B,) from k-space (B, coils, H, W).
+    """Maps (B, coils, H, W) complex64, eigenvalues (B, H, W) float32 and valid (B,) from k-space (B, coils, H, W) of one scan.
 
-    ``calib``: width of the central block that is used, in both directions; ``mask`` (W,) or (H, W) says what was measured, by
-    default all that is not zero. A slice without signal has zero maps and ``valid`` False. Raises :class:`UserError` if the
-    fully sampled block is narrower than the kernel.
+    ``calib``, ``kernel``: widths of the calibration block and of the kernels; ``threshold``: of the singular values, as a part of the
+    largest; ``crop``: of the eigenvalues, below which maps are zero; ``iterations`` of the power method; ``mask`` (W,) or (H, W) says
+    what was measured, by default all that is not zero. A slice without signal has zero maps and ``valid`` False.
+
+    Raises :class:`UserError` if the fully sampled block is narrower than the kernel.
     """
-    if kspace.ndim != 4:
-        raise ValueError(f"k-space of 4 axes (slices, coils, H, W) expected, found {tuple(kspace.shape)}")
-    mask = (kspace != 0).any(0).any(0).any(0) if mask is None else mask
-    if not mask.any():
-        zeros = torch.zeros(kspace.shape, dtype=torch.complex64)
-        return zeros, zeros[:, 0].real.clone(), torch.zeros(len(kspace), dtype=torch.bool)
-    block = find_acs(kspace, mask)
-    width = min(calib or default_calib(kspace.shape[-1], block.stop - block.start), block.stop - block.start, kspace.shape[-2])
-    if width < kernel:
-        raise UserError(
-            f"only {width} ACS lines found and {kernel} needed for kernels of that width. Estimate the maps from a scan with more"
-            " central lines, or use a smaller --kernel."
-        )
-    found = [_espirit_slice(k, width, kernel, threshold, crop, iterations) for k in centred_block(kspace, block)]
-    maps, eigenvalues = (torch.stack(part) for part in zip(*found, strict=True))
-    valid = maps.abs().flatten(1).amax(1) > 0
-    return _reference_phase(maps, kspace, block, width), eigenvalues, valid
+    if kspace.ndim != 4 or not kspace.is_complex():
+        raise ValueError(f"complex k-space (slices, coils, H, W) expected, found {kspace.dtype} {tuple(kspace.shape)}")
+    if not torch.isfinite(torch.view_as_real(kspace)).all():
+        raise UserError("NaN or infinity in k-space: no maps can be estimated from it")
+    if backend != "sigpy":
+        raise UserError(f"unknown ESPIRiT backend '{backend}'; there is 'sigpy'")
+    estimate = partial(_sigpy, kernel=kernel, threshold=threshold, crop=crop, iterations=iterations)
+    kspace = kspace.to("cpu", torch.complex64)
+    mask = sampled(kspace) if mask is None else mask.cpu()
+    maps, eigenvalues = torch.zeros_like(kspace), torch.zeros_like(kspace[:, 0].real)
+    if kspace.any():
+        rows, columns = calibration_block(kspace, mask, calib, kernel)
+        for number, block in enumerate(kspace[..., rows, columns]):
+            if block.any():
+                maps[number], eigenvalues[number] = _of_slice(block, kspace.shape[-2:], estimate)
+    return maps, eigenvalues, maps.abs().flatten(1).amax(1) > 0
 
 
-def centred_block(kspace: Tensor, block: slice) -> Tensor:
-    """K-space with only the columns of the ACS block left: what the estimate may see."""
-    only = torch.zeros(kspace.shape[-1], dtype=torch.bool)
-    only[block] = True
-    return torch.where(only, kspace, 0)
+def _of_slice(block: Tensor, size: torch.Size, estimate: Estimate) -> tuple[Tensor, Tensor]:
+    """Maps (coils, H, W) and eigenvalues (H, W) from the calibration block (coils, n, n) of one slice."""
+    # The strongest coil comes first, because backends divide by the phase of the first; and files hold values around 1e-6: brought to
+    # the order of one, no tolerance is crossed.
+    order = block.abs().square().sum((1, 2)).argsort(descending=True)
+    central = torch.zeros(len(block), *size, dtype=torch.complex64)
+    top, left = (n // 2 - block.shape[-1] // 2 for n in size)
+    # The place of the block only turns phases that are the same for all coils: it may move to where backends look for it.
+    central[:, top : top + block.shape[1], left : left + block.shape[2]] = block[order] / block.abs().max()
+    found, eigenvalues = (torch.from_numpy(part) for part in estimate(central.numpy(), block.shape[-1]))
+    maps = torch.empty_like(found)
+    maps[order] = found
+    return _unit(_turn(maps, block)), eigenvalues
 
 
-def _espirit_slice(
-    kspace: Tensor, calib: int, kernel: int, threshold: float, crop: float, iterations: int
-) -> tuple[Tensor, Tensor]:
-    """sigpy's ESPIRiT of one slice: maps (coils, H, W), eigenvalues (H, W); zeros for a slice without signal."""
+def _sigpy(kspace: np.ndarray, calib: int, *, kernel: int, threshold: float, crop: float, iterations: int) -> tuple[np.ndarray, np.ndarray]:
+    """sigpy's ESPIRiT."""
     from sigpy.mri.app import EspiritCalib
 
-    if not kspace.any():
-        return torch.zeros_like(kspace), torch.zeros(kspace.shape[1:])
-    scale = kspace.abs().max()  # files hold values around 1e-6: normalised, no tolerance is crossed
-    app = EspiritCalib(
-        np.asarray(kspace / scale),
-        calib_width=calib,
-        thresh=threshold,
-        kernel_width=kernel,
-        crop=crop,
-        max_iter=iterations,
-        output_eigenvalue=True,
-        show_pbar=False,
-    )
-    maps, eigenvalues = app.run()
-    eigenvalues = np.abs(np.asarray(eigenvalues)).reshape(kspace.shape[1:])
-    return torch.from_numpy(np.ascontiguousarray(maps)), torch.from_numpy(eigenvalues.astype(np.float32))
+    with np.errstate(all="ignore"):  # the phase of a zero
+        app = EspiritCalib(
+            kspace,
+            calib_width=calib,
+            thresh=threshold,
+            kernel_width=kernel,
+            crop=crop,
+            max_iter=iterations,
+            device=-1,
+            output_eigenvalue=True,
+            show_pbar=False,
+        )
+        maps, eigenvalues = app.run()
+    eigenvalues = np.abs(eigenvalues).reshape(kspace.shape[1:]).astype(np.float32)
+    return np.nan_to_num(np.ascontiguousarray(maps, np.complex64), nan=0.0), np.nan_to_num(eigenvalues, nan=0.0)
 
 
-def _reference_phase(maps: Tensor, kspace: Tensor, block: slice, width: int) -> Tensor:
-    """Turns the phase of every pixel so that the first virtual coil is real and positive there."""
-    rows = slice(kspace.shape[-2] // 2 - width // 2, kspace.shape[-2] // 2 - width // 2 + width)
-    samples = kspace[..., rows, block].flatten(2)  # (B, coils, samples)
-    _, vectors = torch.linalg.eigh(samples @ samples.mH)
-    first = vectors[..., -1]  # the eigenvector of the largest eigenvalue
-    # An eigenvector has a free phase: the strongest coil's component is made real, so that the choice is the same everywhere.
-    strongest = first.gather(1, first.abs().argmax(1, keepdim=True))
-    first = first * (strongest.conj() / strongest.abs())
-    virtual = (first.conj()[:, :, None, None] * maps).sum(1, keepdim=True)
-    turned = maps * torch.exp(-1j * virtual.angle())
-    # sigpy leaves unit norm up to rounding; A^H A <= 1 is relied upon.
-    norm = turned.abs().square().sum(1, keepdim=True).sqrt()
-    return torch.where(norm > 0, turned / norm.clamp(min=1e-12), 0)
+def _turn(maps: Tensor, block: Tensor) -> Tensor:
+    """Maps (coils, H, W) with the phase in which the first virtual coil of the block is real and positive."""
+    samples = block.flatten(1).to(torch.complex128)
+    first = torch.linalg.eigh(samples @ samples.mH)[1][:, -1]  # of the largest eigenvalue
+    signal = first.conj() @ samples
+    peak = signal[signal.abs().argmax()]
+    first = (first * peak / peak.abs()).to(maps.dtype)  # an eigenvector's own phase is arbitrary: v^H k becomes positive at the peak
+    virtual = torch.einsum("k,khw->hw", first.conj(), maps)
+    return maps * torch.exp(-1j * virtual.angle())
+
+
+def _unit(maps: Tensor) -> Tensor:
+    """Maps (coils, H, W) with sum_k |S_k|^2 = 1 to the last bit, which ||A|| <= 1 rests on, or zero."""
+    norm = maps.abs().square().sum(0).sqrt()
+    return torch.where(norm > 0.5, maps / norm.clamp(min=0.5), 0)
 
 
 def combine(maps: Tensor, coil_images: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 r"""Fourier transforms of MRI, as in fastMRI: centred (DC at N // 2) and orthonormal, over the last two axes.
 
-    k[u] = 1/sqrt(N) sum_n x[n] exp(-2 pi i (u - N//2) (n - N//2) / N)     in each direction
+k[u] = 1/sqrt(N) sum_n x[n] exp(-2 pi i (u - N//2) (n - N//2) / N)     in each direction
 """
 
 import torch

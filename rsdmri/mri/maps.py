@@ -1,11 +1,19 @@
-"""Sensitivity maps as files: ``<stem>.maps.h5`` beside every scan's name, with all that they depend on."""
+"""Sensitivity maps as files: ``<stem>.maps.h5`` for every scan, with all that they depend on.
 
+``maps`` complex64 (slices, coils, H, W), ``eigenvalues`` float32 (slices, H, W), ``valid`` bool (slices,). Attributes: every parameter,
+the fully sampled lines that were found (``acs_first``, ``acs_lines``), the width of the block that was used (``calib``), how much of the
+coil images the maps leave unexplained (``residual``, of fully sampled scans), the version, and size and hash of the scan.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,19 +21,26 @@ from ..config import to_tree
 from ..errors import UserError
 from ..files import atomic, sha256
 from ..jobs import run_files, shard
-from .coils import default_calib, espirit, residual
+from .coils import calibration_block, espirit, residual
 from .config import EspiritConfig
 from .fourier import ifft2c
-from .readers import find_acs, find_files, read
+from .masks import find_acs
+from .readers import KSpace, find_files, read
 
 
 @dataclass(frozen=True)
 class Maps:
-    """``maps`` (slices, coils, H, W), ``valid`` (slices,), and the number of ACS lines they were estimated from."""
+    """``maps`` (slices, coils, H, W), ``eigenvalues`` (slices, H, W), ``valid`` (slices,), and what the file says about them."""
 
     maps: Tensor
+    eigenvalues: Tensor
     valid: Tensor
-    calib: int
+    attributes: Mapping[str, Any]
+
+    @property
+    def calib(self) -> int:
+        """The width of the block of k-space that they were estimated from."""
+        return int(self.attributes["calib"])
 
 
 def maps_path(folder: Path, scan: Path) -> Path:
@@ -33,78 +48,98 @@ def maps_path(folder: Path, scan: Path) -> Path:
     return folder / f"{scan.stem}.maps.h5"
 
 
+def write_maps(path: Path, maps: Tensor, eigenvalues: Tensor, valid: Tensor, attributes: Mapping[str, Any]) -> None:
+    """Writes a file of maps atomically."""
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        file["maps"], file["eigenvalues"], file["valid"] = maps.numpy(), eigenvalues.numpy(), valid.numpy()
+        file.attrs.update(attributes)
+
+
 def read_maps(folder: Path, scan: Path) -> Maps:
-    """The maps of a scan; a :class:`UserError` says how to make them where they are missing."""
+    """The maps of a scan; a :class:`UserError` says how to make them where they are missing or broken."""
     path = maps_path(folder, scan)
     if not path.exists():
         raise UserError(f"{path}: no coil maps for {scan}. Make them: rsdmri-espirit {scan.parent} --out {folder}")
     try:
         with h5py.File(path, "r") as file:
-            return Maps(torch.from_numpy(file["maps"][()]), torch.from_numpy(file["valid"][()]), int(file.attrs["calib"]))
-    except (OSError, KeyError) as error:
+            maps, eigenvalues, valid = (torch.from_numpy(file[name][()]) for name in ("maps", "eigenvalues", "valid"))
+            attributes = {name: np.asarray(value).item() for name, value in file.attrs.items()}
+        return Maps(maps, eigenvalues, valid, {"calib": attributes["calib"], **attributes})
+    except (OSError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: not a file of coil maps ({error}). Delete it and run rsdmri-espirit again.") from None
 
 
-def estimate_files(paths: list[Path], out: Path, config: EspiritConfig) -> None:
-    """Estimates the maps of every scan that has none yet with these parameters: the command ``rsdmri-espirit``."""
+def estimate_files(paths: Sequence[Path], out: Path, config: EspiritConfig) -> None:
+    """Estimates the maps of every scan that has none yet with these parameters: the command ``rsdmri-espirit``.
+
+    Scans that fail do not stop the others; they are listed in the :class:`UserError` at the end.
+    """
     files = find_files(paths)
     stems: dict[str, Path] = {}
     for file in files:
-        if file.stem in stems:
-            raise UserError(f"{file} and {stems[file.stem]} have the same name: their maps would overwrite each other")
-        stems[file.stem] = file
-    files = [file for file in shard(files, config.shard) if not _done(file, out, config)]
-    if files:
-        run_files(partial(estimate_file, out=out, config=config), files, workers=config.workers, stage="espirit")
+        other = stems.setdefault(file.stem, file)
+        if other != file:
+            raise UserError(f"{other} and {file} have the same name, and their maps would overwrite each other: use two --out folders")
+    run_files(
+        partial(estimate_file, out=out, config=config),
+        shard(files, config.shard),
+        workers=config.workers,
+        stage="espirit",
+        done=partial(is_done, out=out, config=config),
+    )
 
 
 def estimate_file(path: Path, out: Path, config: EspiritConfig) -> str:
     """Estimates and writes the maps of one scan; returns a note for the progress line."""
-    torch.set_num_threads(1)
     scan = read(path)
     try:
-        block = find_acs(scan.kspace, scan.mask)
-        calib = config.calib or default_calib(scan.kspace.shape[-1], block.stop - block.start)
         maps, eigenvalues, valid = espirit(
             scan.kspace,
-            mask=scan.mask,
-            calib=calib,
+            calib=config.calib,
             kernel=config.kernel,
             threshold=config.threshold,
             crop=config.crop,
             iterations=config.iterations,
+            backend=config.backend,
+            mask=scan.mask,
         )
+        attributes = _parameters(config) | _found(scan, config) | _source(path)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    rest = (
-        residual(maps[valid], ifft2c(scan.kspace[valid])) if scan.fully_sampled and valid.any() else torch.tensor([float("nan")])
-    )
-    with atomic(maps_path(out, path)) as temporary, h5py.File(temporary, "w") as file:
-        file["maps"], file["eigenvalues"], file["valid"] = maps.numpy(), eigenvalues.numpy(), valid.numpy()
-        file.attrs.update(_parameters(config))
-        file.attrs.update(
-            calib=min(calib, block.stop - block.start),
-            acs_first=block.start,
-            acs_lines=block.stop - block.start,
-            residual=float(rest.mean()),
-            rsdmri=version("rsdmri"),
-            source_size=path.stat().st_size,
-            source_sha256=sha256(path),
-        )
+    if scan.fully_sampled and valid.any():
+        attributes["residual"] = float(residual(maps[valid], ifft2c(scan.kspace[valid])).mean())
+    write_maps(maps_path(out, path), maps, eigenvalues, valid, attributes)
     return f"{path.stem}  {int(valid.sum())}/{len(valid)} slices"
 
 
-def _parameters(config: EspiritConfig) -> dict[str, float | str]:
-    """What the maps depend on, as attributes of the file."""
-    skipped = ("workers", "shard", "calib")
-    return {"asked_calib": config.calib or 0, **{k: v for k, v in to_tree(config).items() if k not in skipped}}
-
-
-def _done(path: Path, out: Path, config: EspiritConfig) -> bool:
+def is_done(path: Path, out: Path, config: EspiritConfig) -> bool:
     """Whether the maps of this very file exist with these parameters."""
-    maps = maps_path(out, path)
-    if not maps.exists():
+    try:
+        with h5py.File(maps_path(out, path), "r") as file:
+            attributes = dict(file.attrs)
+        wanted = {**_parameters(config), "source_size": path.stat().st_size}
+        same = all(attributes.get(name) == value for name, value in wanted.items())
+        return same and attributes.get("source_sha256") == sha256(path)
+    except OSError:  # no such file, or one that another program left broken: made again
         return False
-    with h5py.File(maps, "r") as file:
-        same = all(file.attrs.get(name) == value for name, value in _parameters(config).items())
-        return same and file.attrs["source_size"] == path.stat().st_size and file.attrs["source_sha256"] == sha256(path)
+
+
+def _parameters(config: EspiritConfig) -> dict[str, Any]:
+    """What the maps depend on; ``calib`` is what was asked for, 0 where the default was."""
+    tree = {name: value for name, value in to_tree(config).items() if name not in ("workers", "shard", "calib")}
+    return {"asked_calib": config.calib or 0, **tree}
+
+
+def _found(scan: KSpace, config: EspiritConfig) -> dict[str, Any]:
+    """The ACS lines of a scan, and the width of the block that its maps come from."""
+    _, lines = find_acs(scan.kspace, scan.mask)
+    block, _ = calibration_block(scan.kspace, scan.mask, config.calib, config.kernel)
+    return {"acs_first": lines.start, "acs_lines": lines.stop - lines.start, "calib": block.stop - block.start}
+
+
+def _source(path: Path) -> dict[str, Any]:
+    try:
+        release = version("rsdmri")
+    except PackageNotFoundError:  # run from a folder that was not installed
+        release = "unknown"
+    return {"rsdmri": release, "source_size": path.stat().st_size, "source_sha256": sha256(path)}

@@ -4,6 +4,8 @@ M has exactly floor(W / R) columns, the ACS lines included; the others are unifo
 of M's columns, the ACS lines always, and has at least one less. At W = 320 with 20 ACS lines this gives the published 160, 80, 53, 40
 columns and 106, 64, 45, 35 of them for R = 2, 4, 6, 8. M belongs to the volume: all its slices share it, a function of the volume's
 name.
+
+Of k-space that was measured: which samples it holds, where its centre is, and the fully sampled block around it.
 """
 
 import hashlib
@@ -17,6 +19,7 @@ from ..errors import UserError
 from ..tensors import make_generator
 
 MASK_STREAM = 3  # the purpose of the generators that draw a volume's mask
+CENTRAL = 8  # the centre of k-space is looked for within 1/8 of the matrix from its middle
 
 
 def default_acs(width: int) -> int:
@@ -41,7 +44,9 @@ def check_acceleration(width: int, acceleration: float, acs: int, thinned: bool 
         raise UserError(f"{acs} ACS lines asked for, and k-space has {width} columns: expected 0 to {width}.")
     if acceleration >= 1 and _possible(width, acceleration, acs, thinned):
         return
-    needs = f"floor(W/R) = {columns(width, acceleration)} columns are measured, the ACS among them" if acceleration >= 1 else "R >= 1"
+    needs = (
+        f"floor(W/R) = {columns(width, acceleration)} columns are measured, the ACS among them" if acceleration >= 1 else "R >= 1"
+    )
     if thinned:
         needs += "; the further corrupted mask keeps floor(W/(R+1)), fewer, the ACS among them too"
     whole = [r for r in range(1, width + 1) if _possible(width, r, acs, thinned)]
@@ -103,3 +108,50 @@ def _highest(scores: Tensor, count: int) -> Tensor:
     """True at the ``count`` highest scores of each row."""
     chosen = scores.argsort(dim=-1, descending=True)[..., :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
+
+
+def sampled(kspace: Tensor) -> Tensor:
+    """What is not zero in k-space (slices, coils, H, W): (W,) if whole columns are missing, else (H, W).
+
+    Rows that are zero in every column are zero filling of the readout, and no pattern.
+    """
+    measured = (kspace != 0).flatten(0, 1).any(0)
+    rows, columns = measured.any(1), measured.any(0)
+    by_column = not columns.any() or measured[rows][:, columns].float().mean() > 0.99
+    return columns if by_column else measured
+
+
+def find_dc(kspace: Tensor, mask: Tensor) -> tuple[int, int]:
+    """Row and column of the centre of k-space (slices, coils, H, W): the measured sample of most energy near the middle.
+
+    Not every scan has it at N // 2. Raises :class:`UserError` if nothing was measured near the middle.
+    """
+    height, width = kspace.shape[-2:]
+    energy = torch.where(mask, kspace.abs().square().sum((0, 1)), -1.0)
+    top, left = height // 2 - height // CENTRAL, width // 2 - width // CENTRAL
+    near = energy[top : height // 2 + height // CENTRAL + 1, left : width // 2 + width // CENTRAL + 1]
+    if not (near >= 0).any():
+        raise UserError(
+            "no sampled line in the ACS: the centre of k-space was not measured, and without it there are no coil maps"
+        )
+    row, column = divmod(int(near.argmax()), near.shape[1])
+    return top + row, left + column
+
+
+def find_acs(kspace: Tensor, mask: Tensor) -> tuple[slice, slice]:
+    """Rows and columns of the fully sampled block around the centre of k-space (slices, coils, H, W).
+
+    For a column mask (W,) all rows and the run of measured columns; else a block that grows on all sides while it is full.
+    """
+    pattern = mask if mask.ndim == 2 else mask.expand(kspace.shape[-2], -1)
+    top, left = find_dc(kspace, mask)
+    bottom, right = top + 1, left + 1
+    grown = True
+    while grown:
+        before = (top, bottom, left, right)
+        top -= int(top > 0 and bool(pattern[top - 1, left:right].all()))
+        bottom += int(bottom < pattern.shape[0] and bool(pattern[bottom, left:right].all()))
+        left -= int(left > 0 and bool(pattern[top:bottom, left - 1].all()))
+        right += int(right < pattern.shape[1] and bool(pattern[top:bottom, right].all()))
+        grown = before != (top, bottom, left, right)
+    return slice(top, bottom), slice(left, right)

@@ -20,10 +20,10 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import atomic
 from .fourier import crop, ifft2c, rss
+from .masks import sampled
 
 EXPECTED = "Expected: 'kspace', complex (slices, coils, H, W), in fastMRI's multi-coil layout."
 TARGETS = ("reconstruction_rss", "reconstruction_esc")
-CENTRAL = 8  # the centre of k-space is looked for within 1/8 of the matrix from its middle
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,9 @@ def _check_axes(path: Path, shape: tuple[int, ...]) -> None:
             " is built on, so that single-coil files are not supported yet; take the multi-coil ones."
         )
     if len(shape) == 5:
-        raise UserError(f"{found}, as fastMRI's prostate files with their averages. {EXPECTED} Combine the averages (or echoes) first.")
+        raise UserError(
+            f"{found}, as fastMRI's prostate files with their averages. {EXPECTED} Combine the averages (or echoes) first."
+        )
     if len(shape) != 4:
         raise UserError(f"{found}. {EXPECTED}")
     if min(shape) == 0:
@@ -215,20 +217,11 @@ def _mask(path: Path, file: h5py.File, kspace: Tensor) -> Tensor:
             mask = torch.from_numpy(np.asarray(file[name][()]).astype(bool)).squeeze()
             if mask.shape not in ((width,), (height, width)):
                 found = " x ".join(map(str, mask.shape))
-                raise UserError(f"{path}: '{name}' has the shape {found}; expected {width}, one value a column of 'kspace'. Mend or remove it.")
+                raise UserError(
+                    f"{path}: '{name}' has the shape {found}; expected {width}, one value a column of 'kspace'. Mend or remove it."
+                )
             return mask
     return sampled(kspace)
-
-
-def sampled(kspace: Tensor) -> Tensor:
-    """What is not zero in k-space (slices, coils, H, W): (W,) if whole columns are missing, else (H, W).
-
-    Rows that are zero in every column are zero filling of the readout, and no pattern.
-    """
-    measured = (kspace != 0).flatten(0, 1).any(0)
-    rows, columns = measured.any(1), measured.any(0)
-    by_column = not columns.any() or measured[rows][:, columns].float().mean() > 0.99
-    return columns if by_column else measured
 
 
 def _recon_size(file: h5py.File, header: Mapping[str, int], matrix: Iterable[int], swapped: bool) -> tuple[int, int]:
@@ -255,40 +248,6 @@ def _noise_std(path: Path, file: h5py.File) -> float | None:
 
 def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def find_dc(kspace: Tensor, mask: Tensor) -> tuple[int, int]:
-    """Row and column of the centre of k-space (slices, coils, H, W): the measured sample of most energy near the middle.
-
-    Not every scan has it at N // 2. Raises :class:`UserError` if nothing was measured near the middle.
-    """
-    height, width = kspace.shape[-2:]
-    energy = torch.where(mask, kspace.abs().square().sum((0, 1)), -1.0)
-    top, left = height // 2 - height // CENTRAL, width // 2 - width // CENTRAL
-    near = energy[top : height // 2 + height // CENTRAL + 1, left : width // 2 + width // CENTRAL + 1]
-    if not (near >= 0).any():
-        raise UserError("no sampled line in the ACS: the centre of k-space was not measured, and without it there are no coil maps")
-    row, column = divmod(int(near.argmax()), near.shape[1])
-    return top + row, left + column
-
-
-def find_acs(kspace: Tensor, mask: Tensor) -> tuple[slice, slice]:
-    """Rows and columns of the fully sampled block around the centre of k-space (slices, coils, H, W).
-
-    For a column mask (W,) all rows and the run of measured columns; else a block that grows on all sides while it is full.
-    """
-    pattern = mask if mask.ndim == 2 else mask.expand(kspace.shape[-2], -1)
-    top, left = find_dc(kspace, mask)
-    bottom, right = top + 1, left + 1
-    grown = True
-    while grown:
-        before = (top, bottom, left, right)
-        top -= int(top > 0 and bool(pattern[top - 1, left:right].all()))
-        bottom += int(bottom < pattern.shape[0] and bool(pattern[bottom, left:right].all()))
-        left -= int(left > 0 and bool(pattern[top:bottom, left - 1].all()))
-        right += int(right < pattern.shape[1] and bool(pattern[top:bottom, right].all()))
-        grown = before != (top, bottom, left, right)
-    return slice(top, bottom), slice(left, right)
 
 
 def write_fastmri(

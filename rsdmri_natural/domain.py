@@ -1,0 +1,116 @@
+"""Photographs as an application of the engine: random inpainting."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import torch
+from torch import Tensor
+
+from rsdmri.domain import Law
+from rsdmri.errors import UserError
+from rsdmri.files import atomic
+from rsdmri.observations import Observation, observe
+from rsdmri.operators import LinearOperator, MaskedOperator
+from rsdmri.tensors import Image, PerSample
+
+from .config import NaturalExperiment
+from .images import read_images
+from .masks import draw_pixels, image_generator, thin_pixels
+from .operators import Inpainting
+
+
+@dataclass(frozen=True)
+class InpaintingLaw:
+    """Pixel masks drawn anew, and the noise of the data."""
+
+    size: tuple[int, int]
+    missing: float
+    noise_std: float
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Inpainting, PerSample]:
+        operator = Inpainting(draw_pixels(n, self.size, self.missing, generator))
+        return operator, torch.full((n,), self.noise_std, device=generator.device)
+
+    def save(self, path: Path) -> None:
+        with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs.update(size=self.size, missing=self.missing, noise_std=self.noise_std)
+
+
+class InpaintingObservations:
+    """observations.h5 in memory."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with h5py.File(path, "r") as file:
+                self.y = torch.from_numpy(file["inpainting/y"][()])
+                self.mask = torch.from_numpy(file["inpainting/mask"][()])
+                self.missing, self.noise_std = float(file.attrs["missing"]), float(file.attrs["noise_std"])
+        except (OSError, KeyError) as error:
+            raise UserError(f"{path}: not a prepared data set ({error}). Make it: rsdmri-natural prepare") from None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.y.shape[-2], self.y.shape[-1]
+
+    def batch(self, indices: Sequence[int]) -> Observation:
+        i = torch.as_tensor(indices)
+        return Observation(self.y[i], Inpainting(self.mask[i]), torch.full((len(i),), self.noise_std))
+
+    def law(self) -> InpaintingLaw:
+        return InpaintingLaw(self.size, self.missing, self.noise_std)
+
+
+class Natural:
+    """The application: real images of three channels in [-1, 1]."""
+
+    name = "natural"
+    channels = 3
+    complex_images = False
+    operator: type[LinearOperator] = Inpainting
+
+    def prepare(self, experiment: NaturalExperiment, out: Path) -> None:
+        data = experiment.data
+        if data.images is None:
+            raise UserError("no photographs given: name an .npz (data.images)")
+        images = read_images(data.images, data.split, data.size)
+        parts = [self._corrupt(images[i : i + 1], f"{data.split}/{i}", experiment) for i in range(len(images))]
+        with atomic(out / "observations.h5") as temporary, h5py.File(temporary, "w") as file:
+            group = file.create_group("inpainting")
+            group.create_dataset("y", data=torch.cat([obs.y for obs in parts]).numpy(), compression="gzip", compression_opts=1)
+            masks = torch.cat([operator.mask for operator in (obs.operator for obs in parts) if isinstance(operator, Inpainting)])
+            group.create_dataset("mask", data=masks.numpy(), compression="gzip", compression_opts=1)
+            group["name"] = [f"{data.split}/{i}" for i in range(len(images))]
+            file.attrs.update(missing=data.missing, noise_std=data.noise_std)
+        references = read_images(data.images, data.reference_split, data.size) if data.reference_split else images
+        with atomic(out / "references.h5") as temporary, h5py.File(temporary, "w") as file:
+            file["images"] = references.numpy()
+
+    @staticmethod
+    def _corrupt(image: Image, name: str, experiment: NaturalExperiment) -> Observation:
+        generator = image_generator(name, experiment.seed)
+        size = (image.shape[-2], image.shape[-1])
+        operator = Inpainting(draw_pixels(1, size, experiment.data.missing, generator))
+        return observe(image, operator, torch.full((1,), experiment.data.noise_std), generator)
+
+    def observations(self, path: Path, experiment: NaturalExperiment) -> InpaintingObservations:
+        return InpaintingObservations(path)
+
+    def references(self, path: Path) -> Image:
+        with h5py.File(path, "r") as file:
+            return torch.from_numpy(file["images"][()])
+
+    def law(self, path: Path) -> InpaintingLaw:
+        with h5py.File(path, "r") as file:
+            size = tuple(int(n) for n in file.attrs["size"])
+            return InpaintingLaw((size[0], size[1]), float(file.attrs["missing"]), float(file.attrs["noise_std"]))
+
+    def thin(self, operator: MaskedOperator, generator: torch.Generator | None, experiment: NaturalExperiment) -> MaskedOperator:
+        return operator.with_mask(thin_pixels(operator.mask, experiment.data.delta, generator))
+
+    def display(self, x: Image, law: Law) -> Tensor:
+        return ((x.clamp(-1, 1) + 1) * 127.5).round().movedim(1, -1) / 255
