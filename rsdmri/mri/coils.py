@@ -49,7 +49,8 @@ def calibration_block(kspace: Tensor, mask: Tensor, calib: int | None = None, ke
     if width < kernel:
         raise UserError(f"a calibration block of {width} lines is narrower than the kernel of {kernel}. Use a larger --calib.")
     rows, columns = (
-        _central(run, n // 2, centre, width) for run, n, centre in zip(runs, kspace.shape[-2:], find_dc(kspace, mask), strict=True)
+        _central(run, n // 2, centre, width)
+        for run, n, centre in zip(runs, kspace.shape[-2:], find_dc(kspace, mask), strict=True)
     )
     return rows, columns
 
@@ -113,7 +114,9 @@ def _of_slice(block: Tensor, size: torch.Size, estimate: Estimate) -> tuple[Tens
     return _unit(_turn(maps, block)), eigenvalues
 
 
-def _sigpy(kspace: np.ndarray, calib: int, *, kernel: int, threshold: float, crop: float, iterations: int) -> tuple[np.ndarray, np.ndarray]:
+def _sigpy(
+    kspace: np.ndarray, calib: int, *, kernel: int, threshold: float, crop: float, iterations: int
+) -> tuple[np.ndarray, np.ndarray]:
     """sigpy's ESPIRiT."""
     from sigpy.mri.app import EspiritCalib
 
@@ -140,7 +143,9 @@ def _turn(maps: Tensor, block: Tensor) -> Tensor:
     first = torch.linalg.eigh(samples @ samples.mH)[1][:, -1]  # of the largest eigenvalue
     signal = first.conj() @ samples
     peak = signal[signal.abs().argmax()]
-    first = (first * peak / peak.abs()).to(maps.dtype)  # an eigenvector's own phase is arbitrary: v^H k becomes positive at the peak
+    first = (first * peak / peak.abs()).to(
+        maps.dtype
+    )  # an eigenvector's own phase is arbitrary: v^H k becomes positive at the peak
     virtual = torch.einsum("k,khw->hw", first.conj(), maps)
     return maps * torch.exp(-1j * virtual.angle())
 

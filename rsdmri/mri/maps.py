@@ -79,7 +79,9 @@ def estimate_files(paths: Sequence[Path], out: Path, config: EspiritConfig) -> N
     for file in files:
         other = stems.setdefault(file.stem, file)
         if other != file:
-            raise UserError(f"{other} and {file} have the same name, and their maps would overwrite each other: use two --out folders")
+            raise UserError(
+                f"{other} and {file} have the same name, and their maps would overwrite each other: use two --out folders"
+            )
     run_files(
         partial(estimate_file, out=out, config=config),
         shard(files, config.shard),

@@ -73,7 +73,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 def draw_columns(n: int, width: int, acceleration: float, acs: int, generator: torch.Generator) -> Tensor:
     """n masks (n, 1, 1, W), bool, on the device of ``generator``."""
     check_acceleration(width, acceleration, acs, thinned=False)
-    scores = torch.rand(n, width, device=generator.device, generator=generator)
+    scores = torch.rand(n, width, dtype=torch.float32, device=generator.device, generator=generator)
     scores[:, acs_lines(width, acs)] = 2.0  # always among the highest
     return _highest(scores, columns(width, acceleration))[:, None, None, :]
 
@@ -92,7 +92,7 @@ def thin_columns(mask: Tensor, acceleration: float, acs: int, generator: torch.G
             f"a mask has {fewest} columns, of which floor(W/(R+1)) = {kept} are to be kept (W = {width}, R = {acceleration:g}):"
             " none would be removed. Set the acceleration to what the scans have."
         )
-    scores = torch.rand(len(mask), width, device=mask.device, generator=generator)
+    scores = torch.rand(len(mask), width, dtype=torch.float32, device=mask.device, generator=generator)
     scores[:, acs_lines(width, acs)] = 2.0
     scores = torch.where(mask[:, 0, 0], scores, -1.0)
     return _highest(scores, kept)[:, None, None, :]

@@ -1,20 +1,36 @@
 """Multi-coil k-space for learning and testing: drawn phantoms, or magnitude images with a drawn phase and measured coils.
 
-    k = F (S x) + noise,   x = magnitude exp(i phase)
+    k = F (S x) + noise,   x = magnitude exp(i phase),   noise white, of standard deviation p99(|x|) / snr per real component
+
+Images are seen by the coils on their own grid, and the centre of that k-space is kept: on a smaller matrix they have a lower
+resolution, as a shorter scan has, and its ringing. The phase is smooth and differs between volumes.
+
+Measured maps S come with the covariance N = L L^H of their coils' noise, if the file has it: they are then prewhitened, L^-1 S, so that
+white noise is what the scanner would have, and scaled to sum_k |S_k|^2 = 1. The image does not take up that scale: it stays the
+magnitude that was given, and the noise of the combined image is the same everywhere.
 
 What comes from magnitude images is *semi-synthetic*: they were combined, interpolated and rounded by a scanner, and results on
 them are optimistic against raw k-space (Shimron et al. 2022, "implicit data crimes").
 """
 
 import hashlib
+import json
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import h5py
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..config import to_tree
 from ..errors import UserError
-from ..progress import track
+from ..files import sha256
+from ..jobs import run_files
 from ..tensors import make_generator, randn_like
 from . import phantoms
 from .config import SimulateConfig
@@ -23,111 +39,204 @@ from .readers import write_fastmri
 
 NOISE_STREAM = 4  # the purpose of the generators of measurement noise
 
+Maps: TypeAlias = NDArray[np.complexfloating]
+Scan: TypeAlias = Callable[[str], tuple[Tensor, str]]  # a volume's name -> noise-free k-space, contrast
+
 
 def simulate(config: SimulateConfig, images: Path | None, out: Path) -> None:
-    """Writes one fastMRI-layout file a volume into ``out``; files that exist are left as they are."""
+    """Writes one fastMRI-layout file a volume into ``out``; files that are there already, with the same options, are left.
+
+    Raises :class:`UserError` if a file of that name was made with other options, or if the images or maps cannot be used.
+    """
     if (config.phantoms > 0) == (images is not None):
-        raise UserError("simulate needs either an .npz with magnitude images or --phantoms N, not both")
+        raise UserError("simulate needs either an .npz with magnitude images or --phantoms N, and not both")
+    scan: Scan
     if images is None:
-        jobs = [(f"phantom_{i:04d}", i) for i in range(config.phantoms)]
-        for name, index in track(jobs, "simulate", len(jobs), "volumes"):
-            if not (out / f"{name}.h5").exists():
-                k = phantoms.draw(config.seed, index, config.slices, config.coils, config.size)
-                _write(out, name, k, config, "PHANTOM")
+        names, scan = [f"phantom_{index:04d}" for index in range(config.phantoms)], partial(_phantom, config=config)
+    else:
+        volumes = group_images(images, config)
+        maps = load_coil_maps(config) if config.coil_maps else None
+        names, scan = list(volumes), partial(_see, volumes=volumes, maps=maps, config=config)
+    made = _made_from(config, images)
+    for name in names:
+        _check_same(out / f"{name}.h5", made)
+    run_files(
+        partial(_write, scan=scan, config=config, out=out, made=made),
+        names,
+        workers=1,
+        stage="simulate",
+        done=lambda name: (out / f"{name}.h5").exists(),
+        unit="volumes",
+    )
+
+
+def _made_from(config: SimulateConfig, images: Path | None) -> str:
+    """All that a file depends on but its own name."""
+    tree: dict[str, Any] = {name: value for name, value in to_tree(config).items() if name != "phantoms"}
+    tree["images"] = sha256(images) if images is not None else None
+    tree["coil_maps"] = sha256(config.coil_maps) if config.coil_maps is not None else None
+    return json.dumps(tree, sort_keys=True)
+
+
+def _check_same(path: Path, made: str) -> None:
+    if not path.exists():
         return
-    volumes = group_images(images, config)
-    maps = load_coil_maps(config) if config.coil_maps else None
-    for name, stack in track(volumes.items(), "simulate", len(volumes), "volumes"):
-        if not (out / f"{name}.h5").exists():
-            _write(out, name, see(stack, maps, name, config), config, "SEMISYNTHETIC")
+    try:
+        with h5py.File(path, "r") as file:
+            found = file.attrs.get("simulated", "")
+    except OSError as error:
+        raise UserError(f"{path}: is there and cannot be read ({error}). Delete it, or choose another --out.") from None
+    if found != made:
+        theirs, ours = json.loads(found or "{}"), json.loads(made)
+        other = ", ".join(f"{key} {theirs[key]} (not {ours[key]})" for key in ours if key in theirs and theirs[key] != ours[key])
+        raise UserError(
+            f"{path}: is there and was made otherwise{': ' + other if other else ''}. Delete it, or choose another --out."
+        )
 
 
-def see(stack: np.ndarray, maps: np.ndarray | None, name: str, config: SimulateConfig) -> Tensor:
+def _write(name: str, scan: Scan, config: SimulateConfig, out: Path, made: str) -> str:
+    """Adds white noise at the wanted ratio and writes the file of one volume."""
+    k, contrast = scan(name)
+    noise_std = float(torch.quantile(_subset(rss(ifft2c(k), 1).flatten()), 0.99)) / config.snr
+    noise = randn_like(k, make_generator(config.seed, NOISE_STREAM, _number(name)))
+    noisy = k + noise_std * noise
+    write_fastmri(out / f"{name}.h5", noisy, acquisition=contrast, noise_std=noise_std, attributes={"simulated": made})
+    return name
+
+
+def _subset(values: Tensor, most: int = 1 << 22) -> Tensor:
+    """At most ``most`` of the values, evenly spread: torch.quantile takes no more than 2^24."""
+    return values[:: max(1, -(-len(values) // most))]
+
+
+def _phantom(name: str, config: SimulateConfig) -> tuple[Tensor, str]:
+    index = int(name.rpartition("_")[2])
+    return phantoms.draw(config.seed, index, config.slices, config.coils, config.size), "PHANTOM"
+
+
+def _see(
+    name: str, volumes: dict[str, tuple[NDArray[Any], str]], maps: Maps | None, config: SimulateConfig
+) -> tuple[Tensor, str]:
     """Noise-free k-space of magnitude images (slices, h, w): a phase of their own, the measured coils or drawn ones."""
     rng = np.random.default_rng([config.seed, _number(name)])
-    seen = phantoms.birdcage(rng, config.coils, stack.shape[-2:]) if maps is None else _resize_maps(maps, stack.shape[-2:])
-    phase = phantoms.smooth_phase(rng, stack.shape[-2:])
-    return phantoms.kspace(stack * np.exp(1j * phase), seen, config.size)
+    stack, contrast = volumes[name]
+    size = (stack.shape[1], stack.shape[2])
+    coils = phantoms.coil_maps(rng, config.coils, size) if maps is None else _resize_maps(maps, size)
+    phase = phantoms.smooth_phase(rng, len(stack), size)
+    return phantoms.kspace(_magnitudes(stack) * np.exp(1j * phase), coils, config.size), contrast
 
 
-def _write(out: Path, name: str, k: Tensor, config: SimulateConfig, acquisition: str) -> None:
-    """Adds white noise at the wanted ratio and writes the file."""
-    signal = torch.quantile(rss(ifft2c(k), 1).flatten(), 0.99)
-    noise_std = float(signal) / config.snr
-    generator = make_generator(config.seed, NOISE_STREAM, _number(name))
-    write_fastmri(out / f"{name}.h5", k + noise_std * randn_like(k, generator), acquisition=acquisition, noise_std=noise_std)
+def _magnitudes(stack: NDArray[Any]) -> NDArray[np.float64]:
+    """8-bit values come to [0, 1]; others stay as they are."""
+    return stack.astype(np.float64) / (255 if stack.dtype == np.uint8 else 1)
 
 
 def _number(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
-def group_images(path: Path, config: SimulateConfig) -> dict[str, np.ndarray]:
-    """Magnitudes in [0, 1] by volume name: one volume a subject where the file says who, else every ``slices`` images."""
+def group_images(path: Path, config: SimulateConfig) -> dict[str, tuple[NDArray[Any], str]]:
+    """Images (slices, h, w) and their contrast by volume name: one volume a subject, else every ``slices`` images.
+
+    ``<split>_subject`` says whose the images are. Subjects are numbered in their order, ``<split>_0000``: files carry no names of
+    persons.
+    """
     arrays = _open_npz(path)
     key = config.split or (arrays.files[0] if len(arrays.files) == 1 else "")
-    if key not in arrays.files:
-        raise UserError(f"{path}: no array '{key or '?'}'; found {', '.join(arrays.files)}. Choose one with --split.")
-    stack = arrays[key]
-    if stack.ndim != 3 or np.iscomplexobj(stack):
-        raise UserError(f"{path}: '{key}' is {stack.dtype} {stack.shape}; expected magnitudes (images, h, w)")
-    if min(stack.shape[1:]) < min(config.size) or stack.shape[1] < config.size[0] or stack.shape[2] < config.size[1]:
-        raise UserError(
-            f"{path}: images of {stack.shape[1]} x {stack.shape[2]} are smaller than --size {config.size[0]} {config.size[1]}"
-        )
-    subjects = arrays[f"{key}_subject"] if f"{key}_subject" in arrays.files else np.arange(len(stack)) // config.slices
+    stack = _images(path, arrays, key, config.size)
     chosen = np.arange(len(stack))
     if 0 < config.limit < len(stack):
         chosen = np.unique(np.linspace(0, len(stack) - 1, config.limit).round().astype(int))
-    top = float(stack.max()) if stack.dtype != np.uint8 else 255.0
-    prefix = config.split or path.stem
-    names, groups = np.unique(subjects[chosen], return_inverse=True)
-    return {f"{prefix}_{name}": stack[chosen[groups == i]].astype(np.float64) / top for i, name in enumerate(names)}
+    subjects = _beside(path, arrays, f"{key}_subject", len(stack))
+    _, number = np.unique(np.arange(len(stack)) // config.slices if subjects is None else subjects, return_inverse=True)
+    contrasts = _beside(path, arrays, f"{key}_contrast", len(stack))
+    volumes = {}
+    for volume in np.unique(number[chosen]):
+        mine = chosen[number[chosen] == volume]
+        kinds = [] if contrasts is None else sorted(set(map(str, contrasts[mine])))
+        volumes[f"{key}_{volume:04d}"] = stack[mine], "+".join(kinds) or "SEMISYNTHETIC"
+    return volumes
 
 
-def load_coil_maps(config: SimulateConfig) -> np.ndarray:
-    """Measured maps (coils, h, w); with a noise covariance N = L L^H beside them, prewhitened: L^-1 S.
+def _images(path: Path, arrays: "np.lib.npyio.NpzFile", key: str, size: tuple[int, int]) -> NDArray[Any]:
+    if key not in arrays.files:
+        asked = f"no array '{key}'" if key else "several arrays"
+        raise UserError(f"{path}: {asked}; found {', '.join(arrays.files) or 'nothing'}. Choose one of them with --split.")
+    stack = _array(path, arrays, key)
+    found = f"{path}: '{key}' is {stack.dtype} {' x '.join(map(str, stack.shape))}"
+    if stack.ndim != 3 or stack.dtype.kind not in "uif" or stack.size == 0:
+        raise UserError(f"{found}; expected real magnitudes (images, h, w). Choose another array with --split.")
+    if stack.shape[1] < size[0] or stack.shape[2] < size[1]:
+        raise UserError(
+            f"{found}, smaller than --size {size[0]} {size[1]}: there is no k-space beyond theirs. Choose a smaller size."
+        )
+    if not np.isfinite(stack).all() or stack.min() < 0:
+        raise UserError(f"{found} with negative values, NaN or infinity; expected magnitudes")
+    return stack
 
-    The files that are written then have white noise of equal level in every coil, as after prewhitening on a scanner.
-    """
+
+def _beside(path: Path, arrays: "np.lib.npyio.NpzFile", key: str, count: int) -> NDArray[Any] | None:
+    """A column that says something about every image, if there is one."""
+    if key not in arrays.files:
+        return None
+    column = _array(path, arrays, key)
+    if column.shape != (count,):
+        raise UserError(f"{path}: '{key}' has the shape {column.shape}; expected ({count},), one value an image")
+    return column
+
+
+def load_coil_maps(config: SimulateConfig) -> Maps:
+    """Measured maps (coils, h, w), prewhitened if the noise covariance is beside them."""
     assert config.coil_maps is not None
-    arrays = _open_npz(config.coil_maps)
-    if config.coil_maps_key not in arrays.files:
-        raise UserError(
-            f"{config.coil_maps}: no array '{config.coil_maps_key}'; found {', '.join(arrays.files)} (--coil-maps-key)"
-        )
-    maps = arrays[config.coil_maps_key]
-    if maps.ndim != 3 or not np.iscomplexobj(maps):
-        raise UserError(
-            f"{config.coil_maps}: '{config.coil_maps_key}' is {maps.dtype} {maps.shape}; expected complex (coils, h, w)"
-        )
-    covariance = f"{config.coil_maps_key}_noise_cov"
-    if covariance in arrays.files:
-        lower = np.linalg.cholesky(arrays[covariance].astype(np.complex128))
-        maps = np.einsum("kj,jhw->khw", np.linalg.inv(lower), maps.astype(np.complex128))
-    return _unit(maps)
+    path, key = config.coil_maps, config.coil_maps_key
+    arrays = _open_npz(path)
+    if key not in arrays.files:
+        raise UserError(f"{path}: no array '{key}'; found {', '.join(arrays.files)}. Choose one of them with --coil-maps-key.")
+    maps = _array(path, arrays, key)
+    if maps.ndim != 3 or maps.dtype.kind != "c":
+        raise UserError(f"{path}: '{key}' is {maps.dtype} {maps.shape}; expected complex maps (coils, h, w)")
+    # The same coils may be there on several grids, as name_128 and name_256; their noise does not depend on it.
+    for covariance in (f"{key}_noise_cov", re.sub(r"_\d+$", "", key) + "_noise_cov"):
+        if covariance in arrays.files:
+            maps = _whitened(path, maps.astype(np.complex128), _array(path, arrays, covariance), covariance)
+            break
+    return phantoms.unit(maps)
+
+
+def _whitened(path: Path, maps: Maps, covariance: NDArray[Any], key: str) -> Maps:
+    """L^-1 S with N = L L^H."""
+    try:
+        lower = np.linalg.cholesky(covariance.astype(np.complex128))
+        white: Maps = np.linalg.solve(lower, maps.reshape(len(maps), -1)).reshape(maps.shape)
+    except (np.linalg.LinAlgError, ValueError) as error:
+        raise UserError(f"{path}: '{key}' {covariance.shape} is no covariance of {len(maps)} coils ({error})") from None
+    return white
 
 
 def _open_npz(path: Path) -> "np.lib.npyio.NpzFile":
     try:
         arrays = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not a readable .npz file ({error})") from None
     if not isinstance(arrays, np.lib.npyio.NpzFile):
-        raise UserError(f"{path}: one array found, an .npz with named arrays expected")
+        raise UserError(f"{path}: one array found; expected an .npz with named arrays")
     return arrays
 
 
-def _unit(maps: np.ndarray) -> np.ndarray:
-    norm = np.sqrt((np.abs(maps) ** 2).sum(0, keepdims=True))
-    unit: np.ndarray = np.where(norm > 0, maps / np.maximum(norm, 1e-12), 0)
-    return unit
+def _array(path: Path, arrays: "np.lib.npyio.NpzFile", key: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = arrays[key]
+    except Exception as error:  # zipfile, zlib and numpy each have their own
+        raise UserError(f"{path}: '{key}' cannot be read ({error}). Download or copy the file again.") from None
+    return array
 
 
-def _resize_maps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resize_maps(maps: Maps, size: tuple[int, int]) -> Maps:
     """Smooth maps on another grid, by linear interpolation of real and imaginary parts."""
-    if maps.shape[1:] == tuple(size):
+    if maps.shape[1:] == size:
         return maps
     parts = torch.from_numpy(np.stack([maps.real, maps.imag])).double()
-    resized = torch.nn.functional.interpolate(parts, size=tuple(size), mode="bilinear", align_corners=False).numpy()
-    return _unit(resized[0] + 1j * resized[1])
+    resized = torch.nn.functional.interpolate(parts, size=size, mode="bilinear", align_corners=False, antialias=True).numpy()
+    return phantoms.unit(resized[0] + 1j * resized[1])

@@ -1,0 +1,219 @@
+"""The whole path, as its users run it: scans -> maps -> data set -> teacher -> generator -> images -> numbers -> report."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import rsdmri
+from rsdmri import cli
+from rsdmri.errors import UserError
+from rsdmri.mri.__main__ import APPLICATION
+from rsdmri.training import read_log
+
+pytestmark = pytest.mark.xdist_group("path")
+
+SMALL = """
+data: {accel: 4}
+network: {channels: 8, multipliers: [1, 2], blocks: 1}
+pretrain: {images: 160, batch: 8, log: 8, save: 48, warmup: 16, ema: 100, snapshots: 2}
+distill: {images: 32, batch: 8, log: 8, save: 16, sigma_min: 0.02, ema: 100}
+sample: {n: 16, batch: 6, steps: 4}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the prepared data of eight small phantom volumes, and the flags that name it."""
+    folder = tmp_path_factory.mktemp("path")
+    (folder / "small.yaml").write_text(SMALL)
+    run("simulate", "--phantoms", "8", "--slices", "4", "--size", "16", "16", "--coils", "4", "--out", folder / "kspace")
+    run("espirit", folder / "kspace", "--out", folder / "maps", "--workers", "1", "--calib", "12")
+    run("prepare", *flags(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    for verb in ("pretrain", "distill"):
+        run(verb, *flags(place))
+    for phase in ("pretrain", "distill"):
+        run("sample", *flags(place), "--run", place / "runs" / "small" / phase)
+    run("evaluate", *flags(place))
+    run("report", *flags(place))
+    return place / "runs" / "small"
+
+
+def flags(folder, runs="runs"):
+    where = ["--config", folder / "small.yaml", "--runs", folder / runs]
+    return [*where, "--data.kspace", folder / "kspace", "--data.maps", folder / "maps"]
+
+
+def run(*arguments, code=0):
+    """One command line in this process, in single precision as a user has it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        assert cli.run(APPLICATION, [str(a) for a in arguments]) == code
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_data_set_is_as_documented(place):
+    with h5py.File(place / "runs/small/prepare/observations.h5") as file:
+        group = file["coils_4"]
+        kspace, mask, maps = group["kspace"][()], group["mask"][()], group["maps"][()]
+        assert kspace.shape == maps.shape == (32, 4, 16, 16)
+        assert (mask.sum(1) == 4).all()  # floor(16 / 4)
+        assert not kspace[np.broadcast_to(~mask[:, None, None, :], kspace.shape)].any()
+        assert file.attrs["maps"] == "full"  # one ACS line cannot give maps
+        names = [name.decode() for name in group["name"][()]]
+        for volume in range(8):  # all slices of a volume share its mask
+            of_volume = [i for i, name in enumerate(names) if name.startswith(f"phantom_{volume:04d}/")]
+            assert len(of_volume) == 4
+            assert (mask[of_volume] == mask[of_volume[0]]).all()
+    with h5py.File(place / "runs/small/prepare/references.h5") as file:
+        assert file["images"].shape == (32, 16, 16)
+        assert file["images"].dtype == np.complex64
+
+
+def test_every_artefact_is_there(trained):
+    for phase in ("pretrain", "distill"):
+        for name in ("config.yaml", "provenance.json", "metrics.jsonl", "model.safetensors", "model.json", "operators.h5", "samples.h5"):
+            assert (trained / phase / name).exists(), name
+    assert len(list((trained / "pretrain" / "snapshots").iterdir())) == 2
+    leftovers = [p for p in trained.rglob("*") if ".tmp" in p.name]
+    assert leftovers == []
+
+
+def test_report_has_the_rows(trained):
+    rows = json.loads((trained / "report.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["observation", "teacher", "rsd"]
+    for row in rows:
+        for group in (row["metrics"], row["proximal"]):
+            for metric in ("swd", "psd"):
+                assert set(group[metric]) >= {"value", "floor", "n"}
+                assert np.isfinite(group[metric]["value"])
+    assert rows[0]["seconds_per_image"] is None
+    assert (rows[1]["network_calls"], rows[2]["network_calls"]) == (7, 1)
+    assert "<html" in (trained / "report.html").read_text()
+
+
+def test_a_finished_run_is_left_alone(trained, place):
+    before = (trained / "pretrain" / "model.safetensors").stat().st_mtime_ns
+    run("pretrain", *flags(place))
+    assert (trained / "pretrain" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(trained, place, capsys):
+    run("pretrain", *flags(place), "--pretrain.lr", "0.1", "--pretrain.images", "200", code=1)
+    assert "pretrain.lr: 0.001 then, 0.1 now" in capsys.readouterr().err
+
+
+def test_sample_i_depends_on_seed_i_alone(trained):
+    model = rsdmri.load(trained / "distill")
+    together = model.sample([3, 5, 8])
+    assert together.shape == (3, 1, 16, 16)
+    assert together.is_complex()
+    assert torch.allclose(model.sample([5])[0], together[1], atol=1e-6)
+    with h5py.File(trained / "distill" / "samples.h5") as file:
+        assert np.allclose(file["images"][5], together[1, 0].numpy(), atol=1e-5)
+        assert file["seeds"][5] == 5
+
+
+def test_generator_is_zero_outside_its_support(trained):
+    model = rsdmri.load(trained / "distill")
+    from rsdmri.sampling import sample_generator
+
+    operator, _ = model.law.draw(1, sample_generator(4))
+    assert not model.sample([4])[0][~operator.support()[0].bool()].any()
+
+
+def test_snapshots_load(trained):
+    from rsdmri.checkpoints import snapshots
+
+    found = snapshots(trained / "pretrain")
+    assert sorted(found) == [80, 160]
+    assert rsdmri.load(trained / "pretrain", found[80]).sample([0]).shape == (1, 1, 16, 16)
+
+
+def test_the_path_needs_no_clean_image(trained, place, tmp_path):
+    """Everything after prepare, with the references deleted: proximal numbers, and no others."""
+    runs = tmp_path / "runs"
+    shutil.copytree(trained, runs / "small", ignore=shutil.ignore_patterns("pretrain", "distill", "evaluate", "report*"))
+    (runs / "small" / "prepare" / "references.h5").unlink()
+    shutil.copytree(place / "maps", tmp_path / "maps")
+    shutil.copy(place / "small.yaml", tmp_path)
+    shutil.copytree(place / "kspace", tmp_path / "kspace")
+    for verb in ("pretrain", "distill", "sample", "evaluate", "report"):
+        run(verb, *flags(tmp_path))
+    (rsd,) = [row for row in json.loads((runs / "small" / "report.json").read_text())["rows"] if row["name"] == "rsd"]
+    assert rsd["metrics"] == {}
+    assert np.isfinite(rsd["proximal"]["swd"]["value"])
+    # Without a clean image the networks are the same: none was used.
+    assert read_log(runs / "small" / "distill" / "metrics.jsonl")[-1]["loss_generator"] == pytest.approx(
+        read_log(trained / "distill" / "metrics.jsonl")[-1]["loss_generator"]
+    )
+
+
+def losses(folder):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_log(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "distill"])
+def test_same_seed_same_losses(trained, place, tmp_path, verb):
+    extra = ["--teacher", trained / "pretrain"] if verb == "distill" else []
+    run(verb, *flags(place), "--out", tmp_path / "again", *extra)
+    assert losses(tmp_path / "again") == losses(trained / verb)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["pretrain", "distill"])
+def test_a_killed_run_goes_on_with_the_losses_of_one_that_was_not(trained, place, tmp_path, verb):
+    """SIGKILL in the middle, then the same command."""
+    out = tmp_path / "killed"
+    images = {"pretrain": 4000, "distill": 1200}[verb]
+    extra = ["--teacher", trained / "pretrain"] if verb == "distill" else []
+    command = [sys.executable, "-m", "rsdmri.mri", verb, *map(str, flags(place)), *map(str, extra), f"--{verb}.images", str(images)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, env=environment, capture_output=True)
+    process = subprocess.Popen([*command, "--out", str(out)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list((out / "resume").glob("step_*"))) == 0 or len(read_log(out / "metrics.jsonl")) < 20:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "model.safetensors").exists()
+    subprocess.run([*command, "--out", str(out)], check=True, env=environment, capture_output=True)
+    assert losses(out) == losses(tmp_path / "whole")
+
+
+def test_distill_without_a_teacher_says_how_to_make_one(place, tmp_path, capsys):
+    run("distill", *flags(place, runs=str(tmp_path / "nothing")), code=2)
+    assert "rsdmri-pretrain" in capsys.readouterr().err
+
+
+def test_a_broken_checkpoint_is_named(trained, tmp_path):
+    shutil.copytree(trained / "distill", tmp_path / "broken")
+    weights = tmp_path / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"model.safetensors: not a complete safetensors file"):
+        rsdmri.load(tmp_path / "broken")
+
+
+def test_example_script_runs(trained):
+    script = Path(__file__).parent.parent / "scripts" / "example.py"
+    assert len([line for line in script.read_text().splitlines() if line.strip()]) <= 20
+    scan = next((trained.parent.parent / "kspace").glob("*.h5"))
+    done = subprocess.run([sys.executable, script, scan, trained / "distill"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "residual" in done.stdout
