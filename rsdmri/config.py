@@ -67,9 +67,13 @@ class ObjectiveConfig:
     """Mean of ln sigma in training."""
     std: float = 1.2
     """Standard deviation of ln sigma in training."""
+    lowest: float = 0.0
+    """Levels of training are drawn above this. Below about 0.02 the weight 1 / sigma^2 makes rare, huge losses, which a short
+    training of a small network does not average out."""
 
     def __post_init__(self) -> None:
         require(self.std > 0, "objective.std must be positive")
+        require(self.lowest >= 0, "objective.lowest must not be negative")
 
 
 @section

@@ -13,12 +13,6 @@ from torch import Tensor
 from .tensors import PerSample
 
 
-def log_normal(n: int, mean: float, std: float, generator: torch.Generator | None = None) -> PerSample:
-    """n levels with ln sigma ~ N(mean, std^2)."""
-    device = generator.device if generator is not None else None
-    return torch.exp(mean + std * torch.randn(n, device=device, generator=generator))
-
-
 def log_normal_above(lowest: PerSample, mean: float, std: float, generator: torch.Generator | None = None) -> PerSample:
     """Levels of the log-normal law restricted to sigma > lowest, one a sample; ``lowest`` may be 0.
 

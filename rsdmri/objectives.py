@@ -71,6 +71,12 @@ class Objective(ABC):
         """What the prediction is compared with; never the image itself, which nobody knows."""
 
     @final
+    def _levels_above(self, lowest: PerSample, generator: torch.Generator | None) -> PerSample:
+        """The log-normal law above ``lowest`` and above the configuration's own lowest level."""
+        lowest = lowest.clamp(min=self.config.lowest)
+        return noise.log_normal_above(lowest, self.config.mean, self.config.std, generator)
+
+    @final
     def loss(self, denoiser: Denoiser, obs: Observation, sigma: PerSample, generator: torch.Generator | None = None) -> PerSample:
         """lambda(sigma) |prediction - target|^2, summed over real components, (B,)."""
         perturbed = self.perturb(obs, sigma, generator)
@@ -89,7 +95,7 @@ class Standard(Objective):
         pass
 
     def levels(self, noise_std: PerSample, generator: torch.Generator | None = None) -> PerSample:
-        return noise.log_normal(len(noise_std), self.config.mean, self.config.std, generator)
+        return self._levels_above(torch.zeros_like(noise_std), generator)
 
     def perturb(self, obs: Observation, sigma: PerSample, generator: torch.Generator | None = None) -> Perturbed:
         w = obs.operator.to_image(obs.y)
@@ -118,10 +124,9 @@ class AmbientTweedie(Objective):
             )
 
     def levels(self, noise_std: PerSample, generator: torch.Generator | None = None) -> PerSample:
-        mean, std = self.config.mean, self.config.std
         if self.config.law == "truncated":
-            return noise.log_normal_above(noise_std, mean, std, generator)
-        return torch.maximum(noise.log_normal(len(noise_std), mean, std, generator).to(noise_std), noise_std)
+            return self._levels_above(noise_std, generator)
+        return torch.maximum(self._levels_above(torch.zeros_like(noise_std), generator), noise_std)
 
     def perturb(self, obs: Observation, sigma: PerSample, generator: torch.Generator | None = None) -> Perturbed:
         w = obs.operator.to_image(obs.y)
@@ -159,7 +164,7 @@ class Ambient(Objective):
             )
 
     def levels(self, noise_std: PerSample, generator: torch.Generator | None = None) -> PerSample:
-        return noise.log_normal(len(noise_std), self.config.mean, self.config.std, generator)
+        return self._levels_above(torch.zeros_like(noise_std), generator)
 
     def perturb(self, obs: Observation, sigma: PerSample, generator: torch.Generator | None = None) -> Perturbed:
         operator = cast(MaskedOperator, obs.operator)

@@ -184,7 +184,7 @@ def _grids(experiment: Experiment, domain: Domain, samples: Mapping[str, str]) -
         caption = f"{calls} network call{'s' if calls > 1 else ''} an image."
         grids.append(Grid(name, domain.display(images[:SHOWN], judge.law).numpy(), caption))
     if judge.clean is not None:
-        grids.append(Grid("reference", judge.clean[:SHOWN].numpy(), "Clean reference, used for evaluation only."))
+        grids.append(Grid("reference", judge.clean[:SHOWN].numpy(), ""))
     return grids
 
 

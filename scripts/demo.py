@@ -35,7 +35,7 @@ def stages(runs: Path, seed: int, quick: bool) -> list[list[str]]:
     common = ["--config", "mri/demo", "--name", name, "--runs", str(runs), "--seed", str(seed), "--data.kspace", kspace]
     common += QUICK if quick else []
     return [
-        ["simulate", "--phantoms", "12" if quick else "100", "--size", "32", "32", "--out", kspace],
+        ["simulate", "--phantoms", "12" if quick else "100", "--size", "32", "32", "--phase", "0.3", "--out", kspace],
         ["espirit", kspace, "--out", maps],
         ["prepare", *common],
         ["pretrain", *common],

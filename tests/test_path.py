@@ -88,7 +88,15 @@ def test_data_set_is_as_documented(place):
 
 def test_every_artefact_is_there(trained):
     for phase in ("pretrain", "distill"):
-        for name in ("config.yaml", "provenance.json", "metrics.jsonl", "model.safetensors", "model.json", "operators.h5", "samples.h5"):
+        for name in (
+            "config.yaml",
+            "provenance.json",
+            "metrics.jsonl",
+            "model.safetensors",
+            "model.json",
+            "operators.h5",
+            "samples.h5",
+        ):
             assert (trained / phase / name).exists(), name
     assert len(list((trained / "pretrain" / "snapshots").iterdir())) == 2
     leftovers = [p for p in trained.rglob("*") if ".tmp" in p.name]
@@ -183,10 +191,21 @@ def test_a_killed_run_goes_on_with_the_losses_of_one_that_was_not(trained, place
     out = tmp_path / "killed"
     images = {"pretrain": 4000, "distill": 1200}[verb]
     extra = ["--teacher", trained / "pretrain"] if verb == "distill" else []
-    command = [sys.executable, "-m", "rsdmri.mri", verb, *map(str, flags(place)), *map(str, extra), f"--{verb}.images", str(images)]
+    command = [
+        sys.executable,
+        "-m",
+        "rsdmri.mri",
+        verb,
+        *map(str, flags(place)),
+        *map(str, extra),
+        f"--{verb}.images",
+        str(images),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, env=environment, capture_output=True)
-    process = subprocess.Popen([*command, "--out", str(out)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--out", str(out)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while len(list((out / "resume").glob("step_*"))) == 0 or len(read_log(out / "metrics.jsonl")) < 20:
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.05)

@@ -51,19 +51,21 @@ class SimulateConfig:
     phantoms: int = 0
     """Draw this many phantom volumes instead of reading images."""
     slices: int = 8
-    """Slices a phantom volume, or images of one subject a file."""
+    """Slices a phantom volume, or images a file where the .npz does not say whose they are."""
     size: tuple[int, int] = (64, 64)
     """Rows and columns of the k-space."""
     coils: int = 8
     """Receive coils (with --coil-maps: as many as that file holds)."""
     snr: float = 50.0
-    """Signal (99th percentile of the image) over noise, both per real component of the combined image."""
+    """Signal over noise of the combined image: the 99th percentile of its magnitude over the noise of its real part."""
+    phase: float = 1.0
+    """Strength of the smooth phase; 1: over the whole circle, as scanners leave it, 0: real images."""
     coil_maps: Path | None = None
     """An .npz with measured sensitivity maps (coils, h, w), instead of drawn ones."""
     coil_maps_key: str = ""
-    """Which array of the .npz; <key>_noise_cov beside it, if present, prewhitens the maps."""
+    """Which array of the .npz; <key>_noise_cov beside it, if present, prewhitens the maps (name_noise_cov for name_128, too)."""
     split: str = ""
-    """Which array of an images .npz, such as train or test; <split>_subject beside it groups the slices."""
+    """Which array of an images .npz, such as train or test; <split>_subject beside it makes one file of each subject's images."""
     limit: int = 0
     """Take at most this many images, spread over the whole; 0: all."""
     seed: int = 0

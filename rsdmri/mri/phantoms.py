@@ -72,7 +72,7 @@ def head(rng: np.random.Generator, slices: int, size: tuple[int, int]) -> Array:
     for z in np.linspace(rng.uniform(-0.15, 0.1), rng.uniform(0.5, 0.7), slices):
         bent = 0.02 * _at(warp, z)
         radius, fold = skull.radius(y + bent, x - bent, z), _at(folds, z)
-        image = np.zeros(size)
+        image: Array = np.zeros(size)
         for edge, value in ((1.0, scalp), (0.93, bone), (0.88, fluid)):
             image = _lay(image, value, edge - radius, EDGE)
         image = _lay(image, grey, 0.86 - radius - 0.02 * fold, EDGE)
@@ -101,7 +101,7 @@ def _inside(rng: np.random.Generator, skull: Ellipsoid) -> list[tuple[Ellipsoid,
     for _ in range(rng.integers(0, 6)):
         distance, direction = rng.uniform(0.25, 0.65), rng.uniform(0, 2 * np.pi)
         place = (distance * tall * np.sin(direction), distance * wide * np.cos(direction), rng.uniform(-0.1, 0.6))
-        axes = tuple(rng.uniform(0.03, 0.11, 2)) + (rng.uniform(0.1, 0.3),)
+        axes = (rng.uniform(0.03, 0.11), rng.uniform(0.03, 0.11), rng.uniform(0.1, 0.3))
         parts.append((Ellipsoid(place, axes, rng.uniform(0, np.pi), rng.uniform(1, 3) * EDGE), "lesion"))
     return parts
 
@@ -138,7 +138,7 @@ def smooth_phase(rng: np.random.Generator, slices: int, size: tuple[int, int], s
     """Phases (slices, h, w) in radians: an offset, a slope, a bowl and slow waves, as B0 and receivers leave them."""
     y, x = grid(size)
     slope, bowl = rng.normal(0, 0.8, 2), rng.normal(0, 0.8, 2)
-    phase = rng.uniform(-np.pi, np.pi) + strength * (slope[0] * y + slope[1] * x + bowl[0] * y**2 + bowl[1] * x**2)
+    phase = strength * (rng.uniform(-np.pi, np.pi) + slope[0] * y + slope[1] * x + bowl[0] * y**2 + bowl[1] * x**2)
     waves = _waves(rng, size, 2.0)
     return np.stack([phase + 0.4 * strength * _at(waves, z) for z in np.linspace(0, 0.5, slices)])
 
@@ -177,9 +177,9 @@ def kspace(images: NDArray[np.complexfloating], maps: NDArray[np.complexfloating
     return (crop_kspace(fft2c(fine), size) * scale).to(torch.complex64)
 
 
-def draw(seed: int, index: int, slices: int, coils: int, size: tuple[int, int]) -> Tensor:
-    """Noise-free k-space (slices, coils, H, W) of phantom number ``index``."""
+def draw(seed: int, index: int, slices: int, coils: int, size: tuple[int, int], phase: float = 1.0) -> Tensor:
+    """Noise-free k-space (slices, coils, H, W) of phantom number ``index``; ``phase`` scales its smooth phase."""
     rng = np.random.default_rng([seed, index])
     fine = (size[0] * FINE, size[1] * FINE)
-    images = head(rng, slices, fine) * np.exp(1j * smooth_phase(rng, slices, fine))
+    images = head(rng, slices, fine) * np.exp(1j * smooth_phase(rng, slices, fine, phase))
     return kspace(images, coil_maps(rng, coils, fine), size)

@@ -111,7 +111,7 @@ def _subset(values: Tensor, most: int = 1 << 22) -> Tensor:
 
 def _phantom(name: str, config: SimulateConfig) -> tuple[Tensor, str]:
     index = int(name.rpartition("_")[2])
-    return phantoms.draw(config.seed, index, config.slices, config.coils, config.size), "PHANTOM"
+    return phantoms.draw(config.seed, index, config.slices, config.coils, config.size, config.phase), "PHANTOM"
 
 
 def _see(
@@ -122,7 +122,7 @@ def _see(
     stack, contrast = volumes[name]
     size = (stack.shape[1], stack.shape[2])
     coils = phantoms.coil_maps(rng, config.coils, size) if maps is None else _resize_maps(maps, size)
-    phase = phantoms.smooth_phase(rng, len(stack), size)
+    phase = phantoms.smooth_phase(rng, len(stack), size, config.phase)
     return phantoms.kspace(_magnitudes(stack) * np.exp(1j * phase), coils, config.size), contrast
 
 
