@@ -1,8 +1,9 @@
 """Many files: failures, resuming, shards, processes."""
 
+import operator
 import os
 import time
-from functools import partial
+from functools import partial, reduce
 
 import pytest
 
@@ -117,7 +118,7 @@ def slow(item):
 def test_shards():
     files = list(range(10))
     parts = [shard(files, f"{i}/3") for i in range(3)]
-    assert sorted(sum(parts, [])) == files
+    assert sorted(reduce(operator.iadd, parts, [])) == files
     assert parts[1] == [1, 4, 7]
     for wrong in ("3/3", "-1/2", "1", "a/b", "0/0"):
         with pytest.raises(UsageError, match="--shard"):

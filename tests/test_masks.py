@@ -113,7 +113,9 @@ def kspace(height=32, width=40, at=(16, 20)):
     """Noise whose energy falls off from a centre."""
     y, x = torch.meshgrid(torch.arange(height) - at[0], torch.arange(width) - at[1], indexing="ij")
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, 3, height, width, dtype=torch.complex64, generator=generator) / (1 + y**2 + x**2) + 50 * ((y == 0) & (x == 0))
+    return torch.randn(2, 3, height, width, dtype=torch.complex64, generator=generator) / (1 + y**2 + x**2) + 50 * (
+        (y == 0) & (x == 0)
+    )
 
 
 def test_columns_are_told_from_other_patterns():

@@ -1,0 +1,113 @@
+"""The commands as users meet them: help that answers at once, mistakes that are named, exit codes."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rsdmri import cli
+from rsdmri.mri.__main__ import APPLICATION
+from rsdmri_natural.__main__ import APPLICATION as NATURAL
+
+
+def run(*arguments, application=APPLICATION):
+    return cli.run(application, [str(a) for a in arguments])
+
+
+@pytest.mark.parametrize("verb", ["", *APPLICATION.commands])
+def test_help_is_quick_and_imports_no_torch(verb):
+    """Whole process, best of two: a busy machine may slow one."""
+    script = (
+        "import sys\nfrom rsdmri import cli\nfrom rsdmri.mri.__main__ import APPLICATION\n"
+        f"try:\n    cli.run(APPLICATION, {[verb] if verb else []!r} + ['--help'])\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = [m for m in ('torch', 'sigpy', 'monai', 'fastmri', 'h5py') if m in sys.modules]\nassert not heavy, heavy\n"
+    )
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        times.append(time.perf_counter() - began)
+        assert done.returncode == 0, done.stderr
+        assert max(map(len, done.stdout.splitlines())) <= 120
+        if verb:
+            assert f"rsdmri-{verb}" in done.stdout
+        else:
+            assert all(name in done.stdout for name in APPLICATION.commands)
+    assert min(times) < 3
+
+
+@pytest.mark.parametrize("verb", NATURAL.commands)
+def test_photographs_have_the_same_verbs(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(verb, "--help", application=NATURAL)
+    assert stop.value.code == 0
+    assert verb in APPLICATION.commands
+
+
+def test_unknown_verb(capsys):
+    assert run("distil") == 2
+    assert "did you mean 'distill'" in capsys.readouterr().err
+
+
+def test_unknown_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("distill", "--data.acel", "4")
+    assert stop.value.code == 2
+    assert "--data.accel" in capsys.readouterr().err
+
+
+def test_unknown_key(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("pretrain: {bach: 3}\n")
+    assert run("pretrain", "--config", tmp_path / "mine.yaml") == 2
+    assert "mine.yaml: unknown key 'pretrain.bach' (did you mean 'batch'?)" in capsys.readouterr().err
+
+
+def test_accel_alone_means_the_configuration_of_that_acceleration(capsys):
+    assert run("distill", "--accel", "4", "--print-config") == 0
+    out = capsys.readouterr().out
+    assert "name: mri-r4" in out
+    assert "channels: 128" in out
+
+
+def test_accel_after_a_configuration_is_a_flag(capsys):
+    assert run("distill", "--config", "mri/demo", "-R", "5", "--print-config") == 0
+    out = capsys.readouterr().out
+    assert "accel: 5.0" in out
+    assert "name: mri-demo" in out
+
+
+def test_missing_teacher_exits_2_with_the_command(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("distill", "--accel", "4") == 2
+    assert "rsdmri-pretrain --config mri/r4" in capsys.readouterr().err
+
+
+def test_dry_run_touches_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("pretrain", "--config", "mri/demo", "--dry-run") == 0
+    assert "runs/mri-demo/pretrain" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_is_one_sentence(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("prepare", "--config", "mri/demo") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert "runs/mri-demo/kspace: no such file or folder" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("accel", "acs"), [("20", "2"), ("5", "8")])
+def test_an_acceleration_that_the_matrix_cannot_give(accel, acs, capsys, tmp_path):
+    run("simulate", "--phantoms", "1", "--slices", "1", "--size", "16", "16", "--coils", "2", "--out", tmp_path / "kspace")
+    run("espirit", tmp_path / "kspace", "--out", tmp_path / "maps", "--workers", "1", "--calib", "12")
+    where = ["--data.kspace", tmp_path / "kspace", "--data.maps", tmp_path / "maps", "--runs", tmp_path / "runs"]
+    capsys.readouterr()
+    assert run("prepare", *where, "--data.accel", accel, "--data.acs", acs) == 1
+    err = capsys.readouterr().err
+    assert "phantom_0000.h5" in err
+    assert "possible" in err
+    assert not list((tmp_path / "runs").rglob("observations.h5"))
