@@ -114,7 +114,6 @@ def test_nothing_outside_the_block_matters(known, estimated):
     outside = torch.ones(SIZE, dtype=torch.bool)
     outside[rows, columns] = False
     other = torch.where(outside, 3 - 2j, known[2])
-    other[..., 20] = torch.where(outside[:, 20], 0, other[..., 20])
     assert torch.equal(espirit(other, calib=20, mask=ALL)[0], estimated[0])
 
 
@@ -216,7 +215,9 @@ def test_wrong_inputs(known):
 
 def test_default_width_of_the_block():
     assert [default_calib(width) for width in (32, 64, 180, 192, 320, 384)] == [24, 24, 24, SMALLEST_CALIB, 20, 24]
-    rows, columns = calibration_block(torch.ones(1, 1, 400, 320, dtype=torch.complex64), torch.ones(320, dtype=torch.bool))
+    k = torch.ones(1, 1, 400, 320, dtype=torch.complex64)
+    k[..., 203, 158] = 9  # the centre itself may be a little off
+    rows, columns = calibration_block(k, torch.ones(320, dtype=torch.bool))
     assert (columns, rows) == (slice(150, 170), slice(190, 210))  # the ACS lines of every mask of that width
 
 

@@ -1,0 +1,162 @@
+"""Files of coil maps: what they hold, and a command that goes on where it stopped."""
+
+import dataclasses
+import shutil
+
+import h5py
+import pytest
+import torch
+
+from rsdmri.errors import UserError
+from rsdmri.files import sha256
+from rsdmri.mri import phantoms
+from rsdmri.mri.coils import espirit
+from rsdmri.mri.config import EspiritConfig
+from rsdmri.mri.maps import estimate_file, estimate_files, is_done, maps_path, read_maps
+from rsdmri.mri.readers import read, write_fastmri
+from rsdmri.tensors import make_generator, randn_like
+
+CONFIG = EspiritConfig(workers=1, calib=16)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    for number in range(3):
+        k = phantoms.draw(0, number, 2, 4, (32, 32))
+        k[1] *= number != 2  # the last slice of the last scan is empty
+        write_fastmri(folder / f"{number}.h5", k + 0.005 * randn_like(k, make_generator(number)) * (k != 0), acquisition="T", noise_std=0.005)
+    return folder
+
+
+@pytest.fixture
+def estimated(scans, tmp_path):
+    estimate_files([scans], tmp_path / "maps", CONFIG)
+    return tmp_path / "maps"
+
+
+def stamps(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_what_is_written(scans, estimated):
+    assert sorted(path.name for path in estimated.iterdir()) == ["0.maps.h5", "1.maps.h5", "2.maps.h5"]
+    for scan in scans.iterdir():
+        maps = read_maps(estimated, scan)
+        expected = espirit(read(scan).kspace, calib=16)
+        for found, made in zip((maps.maps, maps.eigenvalues, maps.valid), expected, strict=True):
+            assert torch.equal(found, made)
+        assert maps.calib == 16
+        assert maps.attributes["source_sha256"] == sha256(scan)
+        assert maps.attributes["source_size"] == scan.stat().st_size
+        assert (maps.attributes["acs_first"], maps.attributes["acs_lines"]) == (0, 32)
+        assert maps.attributes["residual"] < 0.1
+        for name in ("backend", "kernel", "threshold", "crop", "iterations"):
+            assert maps.attributes[name] == getattr(CONFIG, name)
+        assert maps.attributes["rsdmri"]
+    assert maps_path(estimated, scans / "1.h5") == estimated / "1.maps.h5"
+    assert read_maps(estimated, scans / "2.h5").valid.tolist() == [True, False]
+
+
+def test_done_files_are_left_alone(scans, estimated):
+    before = stamps(estimated)
+    estimate_files([scans], estimated, CONFIG)
+    assert stamps(estimated) == before
+
+
+def test_other_parameters_are_estimated_again(scans, estimated):
+    other = dataclasses.replace(CONFIG, crop=0.8)
+    assert not is_done(scans / "0.h5", estimated, other)
+    assert is_done(scans / "0.h5", estimated, dataclasses.replace(CONFIG, workers=5, shard="1/2"))
+    estimate_files([scans / "0.h5"], estimated, other)
+    assert read_maps(estimated, scans / "0.h5").attributes["crop"] == 0.8
+
+
+def test_a_scan_that_changed_is_estimated_again(scans, estimated, tmp_path):
+    scan = tmp_path / "0.h5"
+    shutil.copy(scans / "0.h5", scan)
+    assert is_done(scan, estimated, CONFIG)
+    with h5py.File(scan, "r+") as file:
+        file["kspace"][0, 0, 0, 0] += 1  # the same size
+    assert not is_done(scan, estimated, CONFIG)
+
+
+def test_half_a_file_is_made_again(scans, estimated):
+    path = estimated / "0.maps.h5"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert not is_done(scans / "0.h5", estimated, CONFIG)
+    with pytest.raises(UserError, match=r"0.maps.h5: not a file of coil maps .* rsdmri-espirit again"):
+        read_maps(estimated, scans / "0.h5")
+    estimate_files([scans], estimated, CONFIG)
+    assert read_maps(estimated, scans / "0.h5").valid.all()
+
+
+def test_an_interrupt_leaves_whole_files_only(scans, tmp_path, monkeypatch):
+    out = tmp_path / "maps"
+    calls = []
+
+    def interrupted(self, *arguments):
+        calls.append(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(h5py.AttributeManager, "update", interrupted)  # in the middle of the writing
+        with pytest.raises(KeyboardInterrupt):
+            estimate_files([scans], out, CONFIG)
+    assert len(calls) == 1
+    assert list(out.iterdir()) == []
+    estimate_files([scans], out, CONFIG)
+    assert len(list(out.iterdir())) == 3
+
+
+def test_what_fails_is_named_and_the_others_are_done(scans, tmp_path):
+    folder = tmp_path / "in"
+    shutil.copytree(scans, folder)
+    (folder / "bad.h5").write_bytes(b"<html>")
+    few = torch.zeros(32, dtype=torch.bool)
+    few[[2, 15, 16, 17, 30]] = True
+    write_fastmri(folder / "few.h5", phantoms.draw(0, 0, 1, 4, (32, 32)), acquisition="T", noise_std=0.0, mask=few)
+    with pytest.raises(UserError) as error:
+        estimate_files([folder], tmp_path / "maps", CONFIG)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("2 of 5 files failed")
+    assert lines[1].startswith(f"{folder / 'bad.h5'}: not HDF5, but an HTML page")
+    assert lines[2].startswith(f"{folder / 'few.h5'}: 3 fully sampled ACS lines found")
+    assert len(list((tmp_path / "maps").iterdir())) == 3
+
+
+def test_maps_of_an_undersampled_scan_have_no_residual(tmp_path):
+    mask = torch.zeros(32, dtype=torch.bool)
+    mask[[2, *range(8, 24), 30]] = True
+    write_fastmri(tmp_path / "a.h5", phantoms.draw(0, 0, 1, 4, (32, 32)), acquisition="T", noise_std=0.0, mask=mask)
+    estimate_file(tmp_path / "a.h5", tmp_path, EspiritConfig(workers=1))
+    maps = read_maps(tmp_path, tmp_path / "a.h5")
+    assert "residual" not in maps.attributes
+    assert (maps.attributes["acs_first"], maps.attributes["acs_lines"], maps.calib) == (8, 16, 16)
+    assert maps.attributes["asked_calib"] == 0
+
+
+def test_two_scans_of_one_name(scans, tmp_path):
+    shutil.copytree(scans, tmp_path / "other")
+    with pytest.raises(UserError, match="have the same name, and their maps would overwrite each other"):
+        estimate_files([scans, tmp_path / "other"], tmp_path / "maps", CONFIG)
+    assert not (tmp_path / "maps").exists()
+
+
+def test_shards_are_the_whole(scans, tmp_path):
+    for number in range(2):
+        estimate_files([scans], tmp_path / "maps", dataclasses.replace(CONFIG, shard=f"{number}/2"))
+        assert len(list((tmp_path / "maps").iterdir())) == (2, 3)[number]
+
+
+def test_missing_maps_say_how_to_make_them(scans, tmp_path):
+    with pytest.raises(UserError, match=rf"no coil maps for .*0\.h5. Make them: rsdmri-espirit {scans} --out {tmp_path}"):
+        read_maps(tmp_path, scans / "0.h5")
+
+
+@pytest.mark.slow
+def test_several_processes_make_the_same_maps(scans, estimated, tmp_path):
+    estimate_files([scans], tmp_path / "parallel", dataclasses.replace(CONFIG, workers=2))
+    for scan in scans.iterdir():
+        assert torch.allclose(read_maps(tmp_path / "parallel", scan).maps, read_maps(estimated, scan).maps, atol=1e-5)
