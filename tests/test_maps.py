@@ -25,7 +25,12 @@ def scans(tmp_path_factory):
     for number in range(3):
         k = phantoms.draw(0, number, 2, 4, (32, 32))
         k[1] *= number != 2  # the last slice of the last scan is empty
-        write_fastmri(folder / f"{number}.h5", k + 0.005 * randn_like(k, make_generator(number)) * (k != 0), acquisition="T", noise_std=0.005)
+        write_fastmri(
+            folder / f"{number}.h5",
+            k + 0.005 * randn_like(k, make_generator(number)) * (k != 0),
+            acquisition="T",
+            noise_std=0.005,
+        )
     return folder
 
 

@@ -1,5 +1,6 @@
 """The programs ``rsdmri VERB`` and ``rsdmri-VERB``."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,11 @@ def _simulate(options: Simulate) -> None:
 
 
 def _espirit(options: Espirit) -> None:
+    from ..jobs import ONE_THREAD
+
+    # Before numpy is imported: many threads on the small matrices of ESPIRiT only wait for each other.
+    for name, value in ONE_THREAD.items():
+        os.environ.setdefault(name, value)
     from .maps import estimate_files
 
     estimate_files(list(options.paths), options.out, options.options)

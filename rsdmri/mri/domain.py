@@ -27,7 +27,8 @@ BANK_STREAM = 5  # the purpose of the generator that chooses the maps a run keep
 class MRILaw:
     """Coil maps of the data, one drawn at random, and a mask drawn by the law of the data's masks, independent of it.
 
-    ``maps`` (N, coils, H, W), ``noise_std`` (N,); ``masks`` (N, W) only if the scans came undersampled: then one of theirs is drawn.
+    ``maps`` (N, coils, H, W), ``noise_std`` (N,); ``masks`` (N, W) only if the scans came with masks of their own: then one of
+    these is drawn.
     """
 
     maps: Tensor
@@ -99,7 +100,7 @@ class MRIObservations:
             accel=float(attributes["accel"]),
             acs=int(attributes["acs"]),
             display_max=float(attributes["display_max"]),
-            masks=self.mask[order] if attributes["prospective"] else None,
+            masks=self.mask[order] if attributes["own_masks"] else None,
         )
 
 

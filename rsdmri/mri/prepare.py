@@ -24,7 +24,7 @@ from .coils import SMALLEST_CALIB, combine
 from .config import MRIExperiment
 from .fourier import crop, fft2c, ifft2c, rss
 from .maps import read_maps
-from .masks import acs_lines, check_acceleration, default_acs, volume_columns
+from .masks import acs_lines, check_acceleration, columns, default_acs, volume_columns
 from .readers import KSpace, find_files, read
 
 DISPLAY_QUANTILE = 0.999
@@ -118,7 +118,9 @@ def _mask(scan: KSpace, width: int, acs: int, experiment: MRIExperiment) -> Tens
         check_acceleration(width, experiment.data.accel, acs, thinned=experiment.objective.kind == "ambient")
     except UserError as error:
         raise UserError(f"{scan.path}: {error}") from None
-    return volume_columns(scan.name, width, experiment.data.accel, acs, experiment.seed)
+    # A column that the scanner filled with zeros was never acquired, whatever the mask says.
+    drawn = volume_columns(scan.name, width, experiment.data.accel, acs, experiment.seed)
+    return drawn & torch.nn.functional.interpolate(scan.encoded.float()[None, None], size=width)[0, 0].bool()
 
 
 def _noise_std(scan: KSpace, experiment: MRIExperiment) -> float:
@@ -163,7 +165,11 @@ def _write_observations(path: Path, groups: dict[int, list[Slice]], experiment: 
         width = everything[0].kspace.shape[-1]
         file.attrs["acs"] = default_acs(width) if experiment.data.acs is None else experiment.data.acs
         file.attrs["accel"] = experiment.data.accel
-        file.attrs["prospective"] = any(item.image is None for item in everything)
+        # The mask law is known only where every mask was drawn by it and nothing was taken away.
+        counts = {int(item.mask.sum()) for item in everything}
+        file.attrs["own_masks"] = any(item.image is None for item in everything) or counts != {
+            columns(width, experiment.data.accel)
+        }
         file.attrs["maps"] = "acs" if SMALLEST_CALIB <= calib <= file.attrs["acs"] else "full"
         file.attrs["display_max"] = _display_max(everything)
         file.attrs["config"] = str(to_tree(experiment))
