@@ -71,7 +71,7 @@ class MRIObservations:
                         parts[name].append(torch.nn.functional.pad(data, (0, 0, 0, 0, 0, coils - data.shape[1])))
                     for name in ("mask", "noise_std"):
                         parts[name].append(torch.from_numpy(group[name][()]))
-                self.attributes = dict(file.attrs)
+                self.attributes = {name: file.attrs[name] for name in ("accel", "acs", "display_max", "own_masks")}
         except FileNotFoundError:
             raise UserError(f"{path}: no such file. Make it: rsdmri-prepare") from None
         except (OSError, KeyError, ValueError) as error:
