@@ -153,17 +153,22 @@ def _group(rows: Sequence[Row], kind: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "n": counts.pop() if len(counts) == 1 else None,
-        "columns": [{"name": name, "cells": _column(rows, [by_name.get(name) for by_name in scores])} for name in names],
+        "columns": [
+            {"name": name, "cells": _column(rows, [by_name.get(name) for by_name in scores], kind == "proximal")} for name in names
+        ],
     }
 
 
-def _column(rows: Sequence[Row], scores: Sequence[Score | None]) -> dict[str, dict[str, Any]]:
-    """What the page says about each row under one distance, by the name of the row."""
+def _column(rows: Sequence[Row], scores: Sequence[Score | None], proximal: bool) -> dict[str, dict[str, Any]]:
+    """What the page says about each row under one distance, by the name of the row.
+
+    Under a proximal distance the observations are compared with themselves: they are no rival there.
+    """
     values = [_known(score.value) if score else None for score in scores]
     floors = [_known(score.floor) if score else None for score in scores]
-    found = [value for value in values if value is not None]
+    found = [v for row, v in zip(rows, values, strict=True) if v is not None and not (proximal and row.name == OBSERVATION)]
     observed = [v for row, v in zip(rows, values, strict=True) if row.name == OBSERVATION]
-    limit = next((v for v in observed if v is not None), math.inf)
+    limit = math.inf if proximal else next((v for v in observed if v is not None), math.inf)
     largest = max([*found, *(floor for floor in floors if floor is not None)], default=0.0) or 1.0
     cells = {}
     for row, score, value, floor in zip(rows, scores, values, floors, strict=True):
@@ -171,7 +176,7 @@ def _column(rows: Sequence[Row], scores: Sequence[Score | None]) -> dict[str, di
             "value": value,
             "floor": floor,
             "n": score.n if score else None,
-            "best": len(found) > 1 and value == min(found),
+            "best": len(found) > 1 and value == min(found) and not (proximal and row.name == OBSERVATION),
             "worse": value is not None and value > limit,
             "at_floor": value is not None and floor is not None and value <= floor,
             "length": 100 * (value or 0.0) / largest,

@@ -276,3 +276,17 @@ def test_save_grid_places_images_row_by_row(tmp_path, colour):
     assert sheet.shape == (9, 20, *colour)
     assert (sheet[:4, :6] == 0).all() and (sheet[5:, 7:13] == 255).all()
     assert (sheet[:4, 7:13] == 64).all() and (sheet[5:, 14:] == 0).all()
+
+
+def test_observations_are_no_rival_in_what_is_measured_from_themselves(tmp_path):
+    """A proximal distance compares with the observations: their own is the floor, and nobody is worse for missing it."""
+    floor = {"swd": Score(10.0, 10.0, 64)}
+    rows = [
+        Row("observation", proximal=floor),
+        Row("teacher", 0.1, 35, proximal={"swd": Score(30.0, 10.0, 64)}),
+        Row("rsd", 0.001, 1, proximal={"swd": Score(20.0, 10.0, 64)}),
+    ]
+    write_report(tmp_path, "proximal", rows, [], [], {}, "")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "worse than the observations" not in text
+    assert text.count('class="best"') == text.count(">best<") == 1
