@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """One verb: its help, the dataclass of its options, and what it calls with them.
+    """One verb: its help, the dataclass of its options, what it calls with them, and the options of an example.
 
     ``options`` has a field ``experiment`` if the verb works on one; then configurations and flags fill it.
     """
@@ -25,6 +25,7 @@ class Command:
     help: str
     options: type[Any]
     run: Callable[[Any], None]
+    example: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,27 +95,36 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
             _say(_pipeline().report(experiment, domain(), o.out) / "report.html")
 
     return {
-        "prepare": Command("Turn the data into the fixed corrupted data set.", base, prepare),
-        "pretrain": Command("Phase I: train a diffusion teacher on corrupted observations.", base, pretrain),
+        "prepare": Command("Turn the data into the fixed corrupted data set.", base, prepare, "--config mine.yaml"),
+        "pretrain": Command(
+            "Phase I: train a diffusion teacher on corrupted observations.",
+            base,
+            pretrain,
+            "--config mine.yaml --pretrain.lr 2e-4",
+        ),
         "distill": Command(
             "Phase II: distil the teacher into a one-step generator.",
             with_field("teacher", Annotated[Path | None, teacher], None),
             distill,
+            "--config mine.yaml --teacher runs/mine/pretrain",
         ),
         "sample": Command(
             "Make images with the generator or the teacher.",
             with_field("run", Annotated[Path | None, run_help], None),
             sample,
+            "--config mine.yaml --sample.n 1000",
         ),
         "evaluate": Command(
             "Measure observations, teacher and generator, with and without references.",
             with_field("samples", Annotated[tuple[str, ...], more], ()),
             evaluate,
+            "--config mine.yaml",
         ),
         "report": Command(
             "Write report.html and report.json of an experiment.",
             with_field("runs", Annotated[tyro.conf.Positional[tuple[Path, ...]], folders], ()),
             report,
+            "runs/mine",
         ),
     }
 
@@ -189,7 +199,7 @@ def _run_verb(application: Application, verb: str, arguments: list[str]) -> None
     command = application.commands[verb]
     program = f"{application.name}-{verb}" if application.name == "rsdmri" else f"{application.name} {verb}"
     has_experiment = "experiment" in {f.name for f in dataclasses.fields(command.options)}
-    description = command.help
+    description = f"{command.help}\n\nExample: {program} {command.example}"
     if not has_experiment:
         options = _checked(lambda: tyro.cli(command.options, args=arguments, prog=program, description=description))
         return command.run(options)

@@ -154,7 +154,8 @@ def _group(rows: Sequence[Row], kind: str) -> dict[str, Any]:
         "kind": kind,
         "n": counts.pop() if len(counts) == 1 else None,
         "columns": [
-            {"name": name, "cells": _column(rows, [by_name.get(name) for by_name in scores], kind == "proximal")} for name in names
+            {"name": name, "cells": _column(rows, [by_name.get(name) for by_name in scores], kind == "proximal")}
+            for name in names
         ],
     }
 

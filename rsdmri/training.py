@@ -140,7 +140,8 @@ class _Log:
             )
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"images": images, "seconds": round(seconds, 2), **means}) + "\n")
-        return "  ".join(f"{name} {value:.4g}" for name, value in means.items() if name.startswith("loss"))
+        # Short, because the progress line has 80 columns: "loss 12.3", or "fake 12.3  generator 4.5".
+        return "  ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in means.items() if name.startswith("loss"))
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

@@ -31,7 +31,7 @@ def test_help_is_quick_and_imports_no_torch(verb):
         assert done.returncode == 0, done.stderr
         assert max(map(len, done.stdout.splitlines())) <= 120
         if verb:
-            assert f"rsdmri-{verb}" in done.stdout
+            assert f"Example: rsdmri-{verb}" in done.stdout
         else:
             assert all(name in done.stdout for name in APPLICATION.commands)
     assert min(times) < 3

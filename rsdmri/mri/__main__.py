@@ -81,8 +81,15 @@ APPLICATION = cli.Application(
     implied_config=_implied,
     aliases={"-R": "--data.accel", "--accel": "--data.accel"},
     commands={
-        "simulate": cli.Command("Draw phantoms, or turn magnitude images into multi-coil k-space.", Simulate, _simulate),
-        "espirit": cli.Command("Estimate coil sensitivity maps from the ACS lines of k-space files.", Espirit, _espirit),
+        "simulate": cli.Command(
+            "Draw phantoms, or turn magnitude images into multi-coil k-space.", Simulate, _simulate, "--phantoms 100 --out kspace"
+        ),
+        "espirit": cli.Command(
+            "Estimate coil sensitivity maps from the ACS lines of k-space files.",
+            Espirit,
+            _espirit,
+            "scans/ --out runs/mri-r4/espirit",
+        ),
         **cli.experiment_commands(MRIExperiment, _domain),
     },
 )
