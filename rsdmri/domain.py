@@ -22,6 +22,10 @@ class Law(Protocol):
         """n independent operators on the device of ``generator``, and their noise (n,)."""
         ...
 
+    def thin(self, operator: MaskedOperator, generator: torch.Generator | None) -> MaskedOperator:
+        """The further corrupted operator Ã: a part of the mask, drawn by the data's further corrupted law."""
+        ...
+
     def save(self, path: Path) -> None:
         """Writes operators.h5, so that a run samples without the data."""
         ...
@@ -67,12 +71,8 @@ class Domain(Protocol):
         """Reads references.h5; called by ``evaluate`` alone."""
         ...
 
-    def law(self, path: Path) -> Law:
-        """Opens operators.h5."""
-        ...
-
-    def thin(self, operator: MaskedOperator, generator: torch.Generator | None, experiment: Any) -> MaskedOperator:
-        """The further corrupted operator Ã: a part of the mask, drawn by the data's further corrupted law."""
+    def law(self, path: Path, experiment: Any = None) -> Law:
+        """Opens operators.h5; a :class:`UserError` if ``experiment`` is given and asks for another corruption."""
         ...
 
     def display(self, x: Image, law: Law) -> Tensor:

@@ -70,7 +70,7 @@ class Model:
         for generator in generators:
             operator, _ = self.law.draw(1, generator)
             if self.denoiser.masked:
-                operator = self.domain.thin(operator, generator, self.experiment)  # type: ignore[arg-type]
+                operator = self.law.thin(operator, generator)  # type: ignore[arg-type]
             drawn.append(operator)
         return type(drawn[0]).cat(drawn)
 

@@ -7,7 +7,6 @@ Nothing but ``evaluate`` opens references.h5.
 
 import copy
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,10 @@ def prepare(experiment: Experiment, domain: Domain, out: Path | None = None) -> 
 def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
     """Phase I: a teacher from observations."""
     out = out or experiment.folder / "pretrain"
-    if _finished(out, experiment.pretrain.images):
-        return out
     path = observations_path(experiment)
     data = domain.observations(path, experiment)
     law = data.law()
-    objective = _objective(experiment, domain)
+    objective = _objective(experiment, domain, law)
     description = Description(
         role="teacher",
         channels=domain.channels,
@@ -63,6 +60,8 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
     device = device_of(experiment)
     denoiser = _fresh(description, experiment.seed).to(device)
     open_run(out, experiment, ("network", "objective", "pretrain", "data"), {"observations": path})
+    if _finished(out, experiment.pretrain.images):
+        return out
     law.save(out / "operators.h5")
     step = PretrainStep(denoiser, objective, data, experiment.pretrain, experiment.seed)
     _train(step, experiment.pretrain, out, experiment, description, "pretrain")
@@ -72,18 +71,17 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
 def distill(experiment: Experiment, domain: Domain, out: Path | None = None, teacher: Path | None = None) -> Path:
     """Phase II: a one-step generator from a teacher and the law of the corruption; no image is read."""
     out = out or experiment.folder / "distill"
-    if _finished(out, experiment.distill.images):
-        return out
     run, weights = _teacher(experiment, domain, teacher)
     f_phi, described = load_model(run, weights)
     if described.role != "teacher":
         raise UserError(f"{run}: holds a {described.role}; a teacher is needed to distil from")
-    law = domain.law(run / "operators.h5")
-    objective = _objective(experiment, domain)
-    if objective.masked != described.masked:
+    law = domain.law(run / "operators.h5", experiment)
+    if experiment.objective != described.objective:
         raise UserError(
-            f"{run}: this teacher was trained with objective '{described.objective.kind}', not '{experiment.objective.kind}'"
+            f"{run}: this teacher was trained with {described.objective}, not with {experiment.objective}. The fake score must be"
+            " trained on its teacher's own objective."
         )
+    objective = _objective(experiment, domain, law)
     config = experiment.distill
     if config.space == "image":
         _require_noise_free(law)
@@ -93,9 +91,11 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     distiller = Distiller(f_phi, f_psi, Generator(g, config.sigma_init), objective, config)
     inputs = {"teacher": weights or run / "model.safetensors", "operators": run / "operators.h5"}
     open_run(out, experiment, ("objective", "distill", "data"), inputs)
+    if _finished(out, config.images):
+        return out
     law.save(out / "operators.h5")
     dtype = torch.complex64 if described.complex_images else torch.float32
-    step = DistillStep(distiller, law, _thin(experiment, domain), (described.channels, *described.size), dtype, config)
+    step = DistillStep(distiller, law, law.thin, (described.channels, *described.size), dtype, config)
     description = Description(**{**vars(described), "role": "generator", "distill": config})
     _train(step, config, out, experiment, description, "distill")
     return out
@@ -203,18 +203,10 @@ def _finished(out: Path, images: int) -> bool:
     return (out / "model.json").exists() and load_description(out).images >= images
 
 
-def _objective(experiment: Experiment, domain: Domain) -> Objective:
-    objective = build_objective(experiment.objective, _thin(experiment, domain))
+def _objective(experiment: Experiment, domain: Domain, law: Law) -> Objective:
+    objective = build_objective(experiment.objective, law.thin)
     objective.check(domain.operator)
     return objective
-
-
-def _thin(experiment: Experiment, domain: Domain) -> Any:
-    return partial(_call_thin, domain=domain, experiment=experiment)
-
-
-def _call_thin(operator: Any, generator: torch.Generator | None, *, domain: Domain, experiment: Experiment) -> Any:
-    return domain.thin(operator, generator, experiment)
 
 
 def _fresh(description: Description, seed: int) -> Denoiser:

@@ -78,7 +78,10 @@ def train(
     began, saved = time.monotonic() - seconds, images
     with Progress(stage, options.images, "images", start=images) as progress:
         while images < options.images:
-            values = step(images, make_generator(seed, TRAIN_STREAM, images, device=device))
+            generator = make_generator(seed, TRAIN_STREAM, images, device=device)
+            with torch.random.fork_rng():  # dropout draws from the global generator: it, too, is a function of the step
+                torch.manual_seed(generator.initial_seed())
+                values = step(images, generator)
             before, images = images, images + options.batch
             average.update(step.model, images, options.batch)
             log.add(values)

@@ -28,6 +28,10 @@ class InpaintingLaw:
     size: tuple[int, int]
     missing: float
     noise_std: float
+    delta: float
+
+    def thin(self, operator: MaskedOperator, generator: torch.Generator | None) -> MaskedOperator:
+        return operator.with_mask(thin_pixels(operator.mask, self.delta, generator))
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Inpainting, PerSample]:
         operator = Inpainting(draw_pixels(n, self.size, self.missing, generator))
@@ -35,13 +39,14 @@ class InpaintingLaw:
 
     def save(self, path: Path) -> None:
         with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs.update(size=self.size, missing=self.missing, noise_std=self.noise_std)
+            file.attrs.update(size=self.size, missing=self.missing, noise_std=self.noise_std, delta=self.delta)
 
 
 class InpaintingObservations:
     """observations.h5 in memory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, delta: float) -> None:
+        self.delta = delta
         try:
             with h5py.File(path, "r") as file:
                 self.y = torch.from_numpy(file["inpainting/y"][()])
@@ -62,7 +67,7 @@ class InpaintingObservations:
         return Observation(self.y[i], Inpainting(self.mask[i]), torch.full((len(i),), self.noise_std))
 
     def law(self) -> InpaintingLaw:
-        return InpaintingLaw(self.size, self.missing, self.noise_std)
+        return InpaintingLaw(self.size, self.missing, self.noise_std, self.delta)
 
 
 class Natural:
@@ -98,19 +103,17 @@ class Natural:
         return observe(image, operator, torch.full((1,), experiment.data.noise_std), generator)
 
     def observations(self, path: Path, experiment: NaturalExperiment) -> InpaintingObservations:
-        return InpaintingObservations(path)
+        return InpaintingObservations(path, experiment.data.delta)
 
     def references(self, path: Path) -> Image:
         with h5py.File(path, "r") as file:
             return torch.from_numpy(file["images"][()])
 
-    def law(self, path: Path) -> InpaintingLaw:
+    def law(self, path: Path, experiment: NaturalExperiment | None = None) -> InpaintingLaw:
         with h5py.File(path, "r") as file:
             size = tuple(int(n) for n in file.attrs["size"])
-            return InpaintingLaw((size[0], size[1]), float(file.attrs["missing"]), float(file.attrs["noise_std"]))
-
-    def thin(self, operator: MaskedOperator, generator: torch.Generator | None, experiment: NaturalExperiment) -> MaskedOperator:
-        return operator.with_mask(thin_pixels(operator.mask, experiment.data.delta, generator))
+            numbers = (float(file.attrs[name]) for name in ("missing", "noise_std", "delta"))
+            return InpaintingLaw((size[0], size[1]), *numbers)
 
     def display(self, x: Image, law: Law) -> Tensor:
         return ((x.clamp(-1, 1) + 1) * 127.5).round().movedim(1, -1) / 255

@@ -127,6 +127,23 @@ def test_other_settings_in_the_same_folder_are_refused(trained, place, capsys):
     assert "pretrain.lr: 0.001 then, 0.1 now" in capsys.readouterr().err
 
 
+def test_other_data_or_settings_are_refused_even_when_finished(trained, place, capsys):
+    run("pretrain", *flags(place), "--pretrain.lr", "0.1", code=1)
+    assert "pretrain.lr" in capsys.readouterr().err
+    run("distill", *flags(place), "--data.accel", "3", code=1)
+    assert "made at R = 4" in capsys.readouterr().err
+    run("distill", *flags(place), "--objective.lowest", "0.3", code=1)
+    assert "its teacher's own objective" in capsys.readouterr().err
+
+
+def test_dropout_is_a_function_of_the_step(place, tmp_path):
+    for name in ("one", "two"):
+        run("pretrain", *flags(place), "--network.dropout", "0.2", "--pretrain.images", "32", "--out", tmp_path / name)
+        torch.manual_seed(len(name) + 5)
+        torch.rand(3)
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
+
+
 def test_sample_i_depends_on_seed_i_alone(trained):
     model = rsdmri.load(trained / "distill")
     together = model.sample([3, 5, 8])

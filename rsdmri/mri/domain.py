@@ -16,7 +16,7 @@ from ..observations import Observation
 from ..operators import LinearOperator, MaskedOperator
 from ..tensors import Image, PerSample, make_generator
 from .config import MRIExperiment
-from .masks import default_acs, draw_columns, thin_columns
+from .masks import draw_columns, thin_columns
 from .operators import MultiCoilMRI
 from .prepare import prepare
 
@@ -37,6 +37,14 @@ class MRILaw:
     acs: int
     display_max: float
     masks: Tensor | None = None
+    thinning: str = "redrawn"
+
+    def thin(self, operator: MaskedOperator, generator: torch.Generator | None) -> MaskedOperator:
+        mask = operator.mask
+        if self.thinning == "redrawn":
+            return operator.with_mask(thin_columns(mask, self.accel, self.acs, generator))
+        rows = [thin_columns(row[None], self.accel, self.acs, _of_mask(row)) for row in mask.cpu()]
+        return operator.with_mask(torch.cat(rows).to(mask.device))
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[MultiCoilMRI, PerSample]:
         device = generator.device
@@ -53,13 +61,13 @@ class MRILaw:
             file["maps"], file["noise_std"] = self.maps.numpy(), self.noise_std.numpy()
             if self.masks is not None:
                 file["masks"] = self.masks.numpy()
-            file.attrs.update(accel=self.accel, acs=self.acs, display_max=self.display_max)
+            file.attrs.update(accel=self.accel, acs=self.acs, display_max=self.display_max, thinning=self.thinning)
 
 
 class MRIObservations:
     """observations.h5 in memory; slices with fewer coils than the most are filled up with zero maps, which change nothing."""
 
-    def __init__(self, path: Path, bank: int) -> None:
+    def __init__(self, path: Path, bank: int, thinning: str = "redrawn") -> None:
         parts: dict[str, list[Tensor]] = {"kspace": [], "maps": [], "mask": [], "noise_std": []}
         try:
             with h5py.File(path, "r") as file:
@@ -77,7 +85,7 @@ class MRIObservations:
         except (OSError, KeyError, ValueError) as error:
             raise UserError(f"{path}: not a prepared data set ({error}). Run rsdmri-prepare again.") from None
         self.kspace, self.maps, self.mask, self.noise_std = (torch.cat(parts[name]) for name in parts)
-        self.bank = bank
+        self.bank, self.thinning = bank, thinning
 
     def __len__(self) -> int:
         return len(self.kspace)
@@ -101,6 +109,7 @@ class MRIObservations:
             acs=int(attributes["acs"]),
             display_max=float(attributes["display_max"]),
             masks=self.mask[order] if attributes["own_masks"] else None,
+            thinning=self.thinning,
         )
 
 
@@ -116,39 +125,47 @@ class MRI:
         prepare(experiment, out)
 
     def observations(self, path: Path, experiment: MRIExperiment) -> MRIObservations:
-        return MRIObservations(path, experiment.data.bank)
+        data = MRIObservations(path, experiment.data.bank, experiment.data.thinning)
+        _check_same(path, float(data.attributes["accel"]), int(data.attributes["acs"]), experiment)
+        return data
 
     def references(self, path: Path) -> Image:
         with h5py.File(path, "r") as file:
             return torch.from_numpy(file["images"][()])[:, None]
 
-    def law(self, path: Path) -> MRILaw:
+    def law(self, path: Path, experiment: MRIExperiment | None = None) -> MRILaw:
         try:
             with h5py.File(path, "r") as file:
-                return MRILaw(
+                law = MRILaw(
                     maps=torch.from_numpy(file["maps"][()]),
                     noise_std=torch.from_numpy(file["noise_std"][()]),
                     accel=float(file.attrs["accel"]),
                     acs=int(file.attrs["acs"]),
                     display_max=float(file.attrs["display_max"]),
                     masks=torch.from_numpy(file["masks"][()]) if "masks" in file else None,
+                    thinning=str(file.attrs["thinning"]),
                 )
         except (OSError, KeyError) as error:
             raise UserError(f"{path}: not the operators of a run ({error})") from None
-
-    def thin(self, operator: MaskedOperator, generator: torch.Generator | None, experiment: MRIExperiment) -> MaskedOperator:
-        mask = operator.mask
-        width = mask.shape[-1]
-        acs = default_acs(width) if experiment.data.acs is None else experiment.data.acs
-        if experiment.data.thinning == "redrawn":
-            return operator.with_mask(thin_columns(mask, experiment.data.accel, acs, generator))
-        rows = [thin_columns(row[None], experiment.data.accel, acs, _of_mask(row)) for row in mask.cpu()]
-        return operator.with_mask(torch.cat(rows).to(mask.device))
+        if experiment is not None:
+            _check_same(path, law.accel, law.acs, experiment)
+        return law
 
     def display(self, x: Image, law: Law) -> Tensor:
         assert isinstance(law, MRILaw)
         magnitude = (x[:, 0].abs() / law.display_max).clamp(0, 1)
         return (magnitude * 255).round() / 255
+
+
+def _check_same(path: Path, accel: float, acs: int, experiment: MRIExperiment) -> None:
+    """The mask law belongs to the data: an experiment that asks for another one is wrong, not a variant."""
+    asked = experiment.data
+    if asked.accel != accel or (asked.acs is not None and asked.acs != acs):
+        raise UserError(
+            f"{path}: made at R = {accel:g} with {acs} ACS lines, and R = {asked.accel:g}"
+            + (f" with {asked.acs}" if asked.acs is not None else "")
+            + " is asked for. Give the same, or run rsdmri-prepare (and what follows it) again."
+        )
 
 
 def _of_mask(mask: Tensor) -> torch.Generator:

@@ -57,8 +57,9 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
         raise UserError("no slice with signal in any file: nothing to learn from")
     everything = [item for group in found.values() for item in group]
     _check_one_size(everything)
-    _write_observations(out / "observations.h5", found, experiment, min(calibs))
     references = _references(everything, maps, experiment)
+    (out / "references.h5").unlink(missing_ok=True)  # of an earlier data set
+    _write_observations(out / "observations.h5", found, experiment, min(calibs))
     if references:
         _write_references(out / "references.h5", references)
 
