@@ -172,6 +172,9 @@ def run(application: Application, arguments: Sequence[str], verb: str | None = N
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:  # of what was named as an output
+        print(f"error: {error.filename}: {error.strerror}. Choose another place with --out or --runs.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -107,7 +107,8 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         require(self.images >= 1 and self.batch >= 1, "images and batch must be at least 1")
-        require(self.lr > 0, "lr must be positive")
+        require(self.lr > 0, "pretrain.lr must be positive")
+        require(all(0 <= beta < 1 for beta in self.betas), "pretrain.betas must lie in [0, 1)")
         require(self.ema >= 0 and self.ema_ramp >= 0, "ema and ema_ramp must not be negative")
         require(self.save >= 1 and self.log >= 1, "save and log must be at least 1")
 
@@ -156,6 +157,7 @@ class DistillConfig:
     def __post_init__(self) -> None:
         require(self.images >= 1 and self.batch >= 1, "images and batch must be at least 1")
         require(self.lr_fake > 0 and self.lr_generator > 0, "lr_fake and lr_generator must be positive")
+        require(all(0 <= beta < 1 for beta in self.betas), "distill.betas must lie in [0, 1)")
         require(0 < self.t_max <= 1, "distill.t_max must lie in (0, 1]")
         require(0 < self.sigma_min < self.sigma_max, "distill needs 0 < sigma_min < sigma_max")
         require(self.sigma_init > 0, "distill.sigma_init must be positive")
@@ -188,6 +190,7 @@ class SampleConfig:
         require(self.first_seed >= 0, "sample.first_seed must not be negative")
         require(self.steps >= 2, "sample.steps must be at least 2")
         require(0 < self.sigma_min < self.sigma_max, "sample needs 0 < sigma_min < sigma_max")
+        require(self.rho > 0 and self.stop >= 0, "sample.rho must be positive, sample.stop not negative")
 
 
 @section
@@ -219,6 +222,9 @@ class Experiment:
     distill: DistillConfig = field(default_factory=DistillConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed must not be negative")
 
     @property
     def folder(self) -> Path:

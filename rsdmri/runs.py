@@ -100,6 +100,8 @@ def device_of(experiment: Experiment) -> torch.device:
     if experiment.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(experiment.device)
-    except RuntimeError as error:
+        device = torch.device(experiment.device)
+        torch.empty(1, device=device)  # a device can be named and not be there
+        return device
+    except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{experiment.device}': {error}") from None

@@ -83,6 +83,34 @@ def test_missing_teacher_exits_2_with_the_command(capsys, tmp_path, monkeypatch)
     assert "rsdmri-pretrain --config mri/r4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seed", "-1"], "seed must not be negative"),
+        (["--pretrain.betas", "2", "2"], "pretrain.betas"),
+        (["--sample.rho", "0"], "sample.rho"),
+        (["--data.size", "0", "0"], "data.size"),
+    ],
+)
+def test_limits_that_flags_break_are_named(flags, message, capsys):
+    try:
+        code = run("pretrain", "--config", "mri/demo", *flags)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err + printed.out
+    assert "Traceback" not in printed.err
+
+
+def test_an_output_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    code = run("simulate", "--phantoms", "1", "--slices", "1", "--size", "16", "16", "--out", tmp_path / "file" / "kspace")
+    assert code == 1
+    assert "in the way" in (tmp_path / "file").read_text()
+    assert "error: " in capsys.readouterr().err
+
+
 def test_dry_run_touches_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("pretrain", "--config", "mri/demo", "--dry-run") == 0

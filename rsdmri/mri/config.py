@@ -35,6 +35,7 @@ class MRIData:
         require(self.acs is None or self.acs >= 0, "data.acs must not be negative")
         require(self.noise_std is None or self.noise_std >= 0, "data.noise_std must not be negative")
         require(self.bank >= 1, "data.bank must be at least 1")
+        require(self.size is None or min(self.size) >= 8, "data.size must be at least 8 in both directions")
 
 
 @section
