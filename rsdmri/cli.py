@@ -30,9 +30,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Application:
-    """A program with its verbs; ``experiment`` is its configuration, ``short`` maps flags to the configuration that they imply."""
+    """A program with its verbs.
+
+    ``configs`` is the folder of its named configurations and ``experiment`` their class; ``aliases`` are short names of flags;
+    ``implied_config`` finds a configuration that the flags imply.
+    """
 
     name: str
+    configs: str
     about: str
     experiment: type[Experiment]
     commands: Mapping[str, Command]
@@ -211,7 +216,8 @@ def _run_verb(application: Application, verb: str, arguments: list[str]) -> None
         implied = application.implied_config(arguments)
         configs = [implied] if implied else []
     default = command.options(experiment=load_experiment(application.experiment, configs), config=tuple(configs))
-    description += f"\n\nNamed configurations: {', '.join(named_configs())}."
+    named = [name for name in named_configs() if name.startswith(f"{application.configs}/")]
+    description += f"\n\nNamed configurations: {', '.join(named)}."
     options = _checked(lambda: tyro.cli(command.options, default=default, args=rest, prog=program, description=description))
     validate(application.experiment, to_tree(options.experiment), "command line")  # tyro alone lets a broken limit pass
     if options.print_config:

@@ -19,6 +19,7 @@ def _domain() -> "Domain":
 
 APPLICATION = cli.Application(
     name="rsdmri-natural",
+    configs="natural",
     about="Learns a one-step generator of clean photographs from corrupted ones alone (Restoration Score Distillation).",
     experiment=NaturalExperiment,
     commands=cli.experiment_commands(NaturalExperiment, _domain),

@@ -1,6 +1,7 @@
 """Photographs from files."""
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ def read_images(path: Path, split: str, size: int) -> Tensor:
     """Photographs (N, 3, size, size) in [-1, 1] of an .npz with uint8 arrays (N, H, W, 3), brought to size by Lanczos."""
     try:
         arrays = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadZipFile) as error:
         raise UserError(f"{path}: not a readable .npz file ({error})") from None
     if not isinstance(arrays, np.lib.npyio.NpzFile) or split not in arrays.files:
         found = ", ".join(arrays.files) if isinstance(arrays, np.lib.npyio.NpzFile) else "one array"

@@ -76,6 +76,7 @@ def _implied(arguments: Sequence[str]) -> str | None:
 
 APPLICATION = cli.Application(
     name="rsdmri",
+    configs="mri",
     about="Learns a one-step generator of clean MR images from undersampled scans alone (Restoration Score Distillation).",
     experiment=MRIExperiment,
     implied_config=_implied,

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
+from zipfile import BadZipFile
 
 import h5py
 import numpy as np
@@ -218,7 +219,7 @@ def _open_npz(path: Path) -> "np.lib.npyio.NpzFile":
         arrays = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise UserError(f"{path}: not a readable .npz file ({error})") from None
     if not isinstance(arrays, np.lib.npyio.NpzFile):
         raise UserError(f"{path}: one array found; expected an .npz with named arrays")
