@@ -31,7 +31,6 @@ class Model:
     denoiser: Denoiser
     description: Description
     law: Law
-    domain: Domain
     experiment: Any
     device: torch.device
 
@@ -80,7 +79,7 @@ def open_model(run: Path, domain: Domain, experiment: Any, device: torch.device,
     if not (run / "model.json").exists():
         raise UserError(f"{run}: no finished run here (no model.json). Make one: rsdmri-pretrain, then rsdmri-distill")
     denoiser, description = load_model(run, weights)
-    return Model(denoiser.to(device), description, domain.law(run / "operators.h5"), domain, experiment, device)
+    return Model(denoiser.to(device), description, domain.law(run / "operators.h5"), experiment, device)
 
 
 def write_samples(model: Model, path: Path, stage: str) -> None:

@@ -55,10 +55,6 @@ class MaskedOperator(LinearOperator, ABC):
     def with_mask(self, mask: Tensor) -> Self:
         """The operator with another mask: a new record."""
 
-    def kept(self, mask: Tensor, y: Tensor) -> Image:
-        """Ã^H M̃ y, the adjoint of the further corrupted operator applied to the measured y, for ``mask`` = M̃ within M."""
-        return self.with_mask(mask).adjoint(y)
-
 
 @dataclass(frozen=True, eq=False)
 class Identity(LinearOperator):

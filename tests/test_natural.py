@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 
-from rsdmri import cli
 from rsdmri.errors import UserError
 from rsdmri.tensors import make_generator
 from rsdmri_natural.__main__ import APPLICATION
@@ -27,12 +27,7 @@ def pictures(n, size=16):
 
 
 def run(*arguments):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        return cli.run(APPLICATION, [str(a) for a in arguments])
-    finally:
-        torch.set_default_dtype(before)
+    return run_command(APPLICATION, *arguments)
 
 
 @pytest.mark.parametrize("objective", ["ambient", "tweedie"])

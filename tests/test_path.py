@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 
 import rsdmri
-from rsdmri import cli
 from rsdmri.errors import UserError
 from rsdmri.mri.__main__ import APPLICATION
 from rsdmri.training import read_log
@@ -59,13 +59,7 @@ def flags(folder, runs="runs"):
 
 
 def run(*arguments, code=0):
-    """One command line in this process, in single precision as a user has it."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        assert cli.run(APPLICATION, [str(a) for a in arguments]) == code
-    finally:
-        torch.set_default_dtype(before)
+    assert run_command(APPLICATION, *arguments) == code
 
 
 def test_data_set_is_as_documented(place):

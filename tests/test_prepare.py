@@ -4,8 +4,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 
-from rsdmri import cli
 from rsdmri.mri import phantoms
 from rsdmri.mri.__main__ import APPLICATION
 from rsdmri.mri.domain import MRI
@@ -15,12 +15,7 @@ from rsdmri.tensors import make_generator
 
 
 def run(*arguments):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        return cli.run(APPLICATION, [str(a) for a in arguments])
-    finally:
-        torch.set_default_dtype(before)
+    return run_command(APPLICATION, *arguments)
 
 
 def scan(folder, name, coils=4, size=(16, 16), mask=None, noise_std=0.01):
