@@ -143,6 +143,9 @@ class DistillConfig:
     """Where the two predictions are compared; image only for data without measurement noise."""
     condition: Literal["drawn", "full"] = "drawn"
     """What an ambient generator is shown: a mask of the data's further corrupted law (published), or everything."""
+    measured_by: Literal["rescan", "independent"] = "rescan"
+    """What measures an image of the generator: rescan, its own coils with a mask drawn anew, because an image and its coils belong
+    together in the data; independent, coils and mask of another scan (published)."""
     ema: float = 500_000
     """Half-life of the average of the generator's weights, in images."""
     ema_ramp: float = 0.05

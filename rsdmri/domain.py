@@ -22,6 +22,10 @@ class Law(Protocol):
         """n independent operators on the device of ``generator``, and their noise (n,)."""
         ...
 
+    def rescan(self, operator: Any, generator: torch.Generator) -> LinearOperator:
+        """The same objects measured again: what belongs to them (coil maps) stays, what the protocol draws (masks) is new."""
+        ...
+
     def thin(self, operator: MaskedOperator, generator: torch.Generator | None) -> MaskedOperator:
         """The further corrupted operator Ã: a part of the mask, drawn by the data's further corrupted law."""
         ...
@@ -35,6 +39,11 @@ class Observations(Protocol):
     """The corrupted data set."""
 
     def __len__(self) -> int: ...
+
+    @property
+    def names(self) -> list[str]:
+        """The name of every sample."""
+        ...
 
     @property
     def size(self) -> tuple[int, int]:
@@ -67,8 +76,8 @@ class Domain(Protocol):
         """Opens observations.h5."""
         ...
 
-    def references(self, path: Path) -> Image:
-        """Reads references.h5; called by ``evaluate`` alone."""
+    def references(self, path: Path) -> tuple[Image, list[str]]:
+        """The clean images of references.h5 and their names; called by ``evaluate`` alone."""
         ...
 
     def law(self, path: Path, experiment: Any = None) -> Law:

@@ -1,10 +1,12 @@
 """How far images are from the truth, and, without it, how far their corruptions are from the data.
 
-The *true* distance compares with clean references. The *proximal* distance (RSD 5.3) corrupts the images by the data's own law,
-with seeded operators, and compares with the observations, both shown in the same way: it needs no clean image. Beside every
-value stands its floor, the distance between two disjoint halves of what it was compared with, at the same number of images.
+The *true* distance compares with clean references. The *proximal* distance (RSD 5.3) corrupts the images by the data's own law
+and compares with the observations, both shown in the same way: it needs no clean image. A generated image is measured by the
+coils that it was drawn for, with a mask drawn anew, both functions of its seed. Beside every value stands its floor, the distance
+between two disjoint halves of what it was compared with, at the same number of images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from .domain import Domain, Law, Observations
 from .metrics.compare import compare, halves
 from .observations import observe
+from .sampling import sample_generator
 from .tensors import Image, make_generator
 
 PROXIMAL_STREAM = 6  # the purpose of the generators that corrupt images for the proximal metric
@@ -44,44 +47,49 @@ class Evaluator:
             return {}
         return _plain(compare(images, self.clean, self.other_clean))
 
-    def proximal(self, images: Image) -> Scores:
-        """Distances of the corrupted images to the observations."""
-        return _plain(compare(self.corrupt(images[: self.n]), self.observed, self.other_observed))
+    def proximal(self, images: Image, seeds: Sequence[int]) -> Scores:
+        """Distances of the corrupted images to the observations; ``seeds`` are those that the images were drawn with."""
+        return _plain(compare(self.corrupt(images[: self.n], seeds[: self.n]), self.observed, self.other_observed))
 
     def observation_scores(self) -> tuple[Scores, Scores]:
         """The row of the observations themselves: true and proximal."""
         return self.shown(self.observations_row), _plain(compare(self.other_observed, self.observed, self.other_observed))
 
-    def corrupt(self, images: Image) -> Tensor:
-        """Image i through an operator and with noise that are functions of i; shown as observations are."""
+    def corrupt(self, images: Image, seeds: Sequence[int]) -> Tensor:
+        """Images through the coils that their seeds drew, with masks and noise that are functions of the seeds; shown as observations."""
         shown = []
-        for index in range(len(images)):
-            generator = make_generator(index, PROXIMAL_STREAM)
-            operator, noise_std = self.law.draw(1, generator)
+        for index, seed in enumerate(seeds):
+            drawn_for, noise_std = self.law.draw(1, sample_generator(seed))
+            generator = make_generator(seed, PROXIMAL_STREAM)
+            operator = self.law.rescan(drawn_for, generator)
             obs = observe(images[index : index + 1], operator, noise_std, generator)
             shown.append(self.domain.display(operator.to_image(obs.y), self.law))
         return torch.cat(shown)
 
 
 def build_evaluator(
-    domain: Domain, data: Observations, law: Law, references: Image | None, samples: int, limit: int
+    domain: Domain, data: Observations, law: Law, references: tuple[Image, list[str]] | None, samples: int, limit: int
 ) -> Evaluator:
-    """An evaluator for sets of ``samples`` images; ``limit`` > 0: at most so many a side."""
+    """An evaluator for sets of ``samples`` images; ``references`` are images and names; ``limit`` > 0: at most so many a side."""
     n, first, second = halves(len(data), samples, limit)
-    same_slices = references is not None and len(references) == len(data)
+    clean, row = None, None
     if references is not None:
-        n, clean_first, clean_second = halves(len(references), n, limit)
+        images, names = references
+        n, clean_first, clean_second = halves(len(images), n, limit)
+        clean = [domain.display(images[part], law) for part in (clean_first, clean_second)]
+        # Where the references are of the same slices, the row of the observations takes those that the clean side leaves out.
+        place = {name: index for index, name in enumerate(data.names)}
+        left_out = [names[index] for index in clean_second]
+        if all(name in place for name in left_out):
+            row = _observed(domain, data, law, [place[name] for name in left_out])
     observed = [_observed(domain, data, law, part[:n]) for part in (first, second)]
-    clean = None if references is None else [domain.display(references[part], law) for part in (clean_first, clean_second)]
-    # Where the references are of the same slices, the row of the observations takes those that the clean side leaves out.
-    row = _observed(domain, data, law, clean_second) if same_slices else observed[1]
     return Evaluator(
         n=n,
         observed=observed[0],
         other_observed=observed[1],
         clean=clean[0] if clean else None,
         other_clean=clean[1] if clean else None,
-        observations_row=row,
+        observations_row=observed[1] if row is None else row,
         domain=domain,
         law=law,
     )

@@ -104,11 +104,12 @@ def write_samples(model: Model, path: Path, stage: str) -> None:
 
 
 def read_samples(path: Path) -> tuple[Image, dict[str, Any]]:
-    """Images (N, C, H, W) of a samples.h5, and its attributes."""
+    """Images (N, C, H, W) of a samples.h5, and its attributes with the ``seeds`` of the images among them."""
     try:
         with h5py.File(path, "r") as file:
             images = torch.from_numpy(file["images"][()])
             attributes = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
+            attributes["seeds"] = file["seeds"][()].tolist()
     except (OSError, KeyError) as error:
         raise UserError(f"{path}: not a file of samples ({error}). Make it: rsdmri-sample") from None
     return (images[:, None] if images.is_complex() else images.movedim(-1, 1)), attributes

@@ -26,7 +26,7 @@ from .objectives import Objective, build_objective
 from .reporting import Curve, Grid, Row, Score, load_curves, save_grid, write_report
 from .runs import device_of, open_run, write_config
 from .steps import DistillStep, PretrainStep
-from .tensors import Image, make_generator
+from .tensors import make_generator
 from .training import Step, train
 
 INIT_STREAM = 8  # the purpose of the generator of fresh weights
@@ -131,7 +131,9 @@ def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, sa
     ]
     for name, (images, attributes) in found.items():
         times = {key: attributes.get(key) for key in ("seconds_per_image", "network_calls")}
-        rows.append({"name": name, **times, "metrics": judge.true(images), "proximal": judge.proximal(images)})
+        rows.append(
+            {"name": name, **times, "metrics": judge.true(images), "proximal": judge.proximal(images, attributes["seeds"])}
+        )
     order = {name: i for i, name in enumerate(("observation", "teacher", "teacher+", "rsd"))}
     rows.sort(key=lambda row: order.get(row["name"], len(order)))
     write_json(out / "metrics.json", {"n": judge.n, "rows": rows, "samples": {name: str(path) for name, path in paths.items()}})
@@ -143,7 +145,7 @@ def evaluator(experiment: Experiment, domain: Domain, samples: int) -> Evaluator
     path = observations_path(experiment)
     data = domain.observations(path, experiment)
     references = path.with_name("references.h5")
-    clean: Image | None = domain.references(references) if references.exists() else None
+    clean = domain.references(references) if references.exists() else None
     return build_evaluator(domain, data, data.law(), clean, samples, experiment.evaluate.n)
 
 

@@ -101,10 +101,13 @@ class DistillStep:
         return {"loss_fake": fake, "loss_generator": loss, "gradient_fake": gradient_fake, "gradient_generator": gradient}
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Any, Any, Tensor]:
-        """Noise, the operator that G is shown, and, independent of it, the operator that measures G's output."""
+        """Noise, the operator that G is shown, and the operator that measures G's output: never by the mask that G was shown."""
         z = randn((n, *self.shape), self.dtype, generator)
-        condition, _ = self.law.draw(n, generator)
-        operator, noise_std = self.law.draw(n, generator)
+        condition, noise_std = self.law.draw(n, generator)
+        if self.config.measured_by == "rescan":
+            operator = self.law.rescan(condition, generator)
+        else:
+            operator, noise_std = self.law.draw(n, generator)
         if self.distiller.generator.denoiser.masked:
             condition = self.thin(cast(MaskedOperator, condition), generator)  # the generator sees what the teacher saw
         return z, condition, operator, noise_std

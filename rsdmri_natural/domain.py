@@ -37,6 +37,9 @@ class InpaintingLaw:
         operator = Inpainting(draw_pixels(n, self.size, self.missing, generator))
         return operator, torch.full((n,), self.noise_std, device=generator.device)
 
+    def rescan(self, operator: Inpainting, generator: torch.Generator) -> Inpainting:
+        return operator.with_mask(draw_pixels(len(operator), self.size, self.missing, generator))
+
     def save(self, path: Path) -> None:
         with atomic(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs.update(size=self.size, missing=self.missing, noise_std=self.noise_std, delta=self.delta)
@@ -51,6 +54,7 @@ class InpaintingObservations:
             with h5py.File(path, "r") as file:
                 self.y = torch.from_numpy(file["inpainting/y"][()])
                 self.mask = torch.from_numpy(file["inpainting/mask"][()])
+                self.names = [name.decode() for name in file["inpainting/name"][()]]
                 self.missing, self.noise_std = float(file.attrs["missing"]), float(file.attrs["noise_std"])
         except (OSError, KeyError) as error:
             raise UserError(f"{path}: not a prepared data set ({error}). Make it: rsdmri-natural prepare") from None
@@ -91,9 +95,11 @@ class Natural:
             group.create_dataset("mask", data=masks.numpy(), compression="gzip", compression_opts=1)
             group["name"] = [f"{data.split}/{i}" for i in range(len(images))]
             file.attrs.update(missing=data.missing, noise_std=data.noise_std)
-        references = read_images(data.images, data.reference_split, data.size) if data.reference_split else images
+        split = data.reference_split or data.split
+        references = images if split == data.split else read_images(data.images, split, data.size)
         with atomic(out / "references.h5") as temporary, h5py.File(temporary, "w") as file:
             file["images"] = references.numpy()
+            file["name"] = [f"{split}/{i}" for i in range(len(references))]
 
     @staticmethod
     def _corrupt(image: Image, name: str, experiment: NaturalExperiment) -> Observation:
@@ -103,17 +109,37 @@ class Natural:
         return observe(image, operator, torch.full((1,), experiment.data.noise_std), generator)
 
     def observations(self, path: Path, experiment: NaturalExperiment) -> InpaintingObservations:
-        return InpaintingObservations(path, experiment.data.delta)
+        data = InpaintingObservations(path, experiment.data.delta)
+        _check_same(path, data.missing, data.noise_std, experiment)
+        return data
 
-    def references(self, path: Path) -> Image:
-        with h5py.File(path, "r") as file:
-            return torch.from_numpy(file["images"][()])
+    def references(self, path: Path) -> tuple[Image, list[str]]:
+        try:
+            with h5py.File(path, "r") as file:
+                return torch.from_numpy(file["images"][()]), [name.decode() for name in file["name"][()]]
+        except (OSError, KeyError) as error:
+            raise UserError(f"{path}: not a file of references ({error}). Run rsdmri-natural prepare again.") from None
 
     def law(self, path: Path, experiment: NaturalExperiment | None = None) -> InpaintingLaw:
-        with h5py.File(path, "r") as file:
-            size = tuple(int(n) for n in file.attrs["size"])
-            numbers = (float(file.attrs[name]) for name in ("missing", "noise_std", "delta"))
-            return InpaintingLaw((size[0], size[1]), *numbers)
+        try:
+            with h5py.File(path, "r") as file:
+                height, width = (int(n) for n in file.attrs["size"])
+                law = InpaintingLaw((height, width), *(float(file.attrs[name]) for name in ("missing", "noise_std", "delta")))
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(f"{path}: not the operators of a run ({error})") from None
+        if experiment is not None:
+            _check_same(path, law.missing, law.noise_std, experiment)
+        return law
 
     def display(self, x: Image, law: Law) -> Tensor:
         return ((x.clamp(-1, 1) + 1) * 127.5).round().movedim(1, -1) / 255
+
+
+def _check_same(path: Path, missing: float, noise_std: float, experiment: NaturalExperiment) -> None:
+    """The corruption belongs to the data: an experiment that asks for another one is wrong, not a variant."""
+    asked = experiment.data
+    if (asked.missing, asked.noise_std) != (missing, noise_std):
+        raise UserError(
+            f"{path}: made with missing {missing:g} and noise_std {noise_std:g}; {asked.missing:g} and {asked.noise_std:g} are asked"
+            " for. Give the same, or run rsdmri-natural prepare (and what follows it) again."
+        )

@@ -51,7 +51,7 @@ def score(experiment: MRIExperiment, judge: Evaluator, run: Path, weights: Path 
     """True and proximal distances of one network."""
     model = pipeline.load(run, MRI(), experiment, weights)
     images = model.sample(range(judge.n))
-    return {"metrics": judge.true(images), "proximal": judge.proximal(images)}
+    return {"metrics": judge.true(images), "proximal": judge.proximal(images, range(judge.n))}
 
 
 def curve(experiment: MRIExperiment, judge: Evaluator, run: Path) -> dict[str, dict[str, object]]:

@@ -9,6 +9,7 @@ from rsdmri.errors import UserError
 from rsdmri.mri.masks import (
     acs_lines,
     check_acceleration,
+    check_thinning,
     columns,
     default_acs,
     draw_columns,
@@ -16,6 +17,7 @@ from rsdmri.mri.masks import (
     find_dc,
     sampled,
     thin_columns,
+    thinned_columns,
     volume_columns,
 )
 from rsdmri.tensors import make_generator
@@ -93,10 +95,36 @@ def test_the_message_about_an_acceleration():
         check_acceleration(64, 11, 4)
 
 
-def test_a_scan_with_too_few_columns_is_not_thinned(generator):
-    mask = draw_columns(2, 64, 8, 4, generator)
-    with pytest.raises(UserError, match=r"8 columns, of which floor\(W/\(R\+1\)\) = 12 are to be kept"):
-        thin_columns(mask, 4, 4, generator)
+def test_masks_of_other_numbers_of_columns_lose_one_in_r_plus_one(generator):
+    """Scans that came undersampled, in one batch with others."""
+    masks = torch.cat([draw_columns(2, 64, 8, 4, generator), draw_columns(2, 64, 4, 4, generator)])
+    thinned = thin_columns(masks, 4, 4, generator)
+    assert thinned.sum(-1).flatten().tolist() == [6, 6, 12, 12]  # 8 * 4 / 5, floor(64 / 5)
+    assert not (thinned & ~masks).any()
+    assert thinned[..., acs_lines(64, 4)].all()
+
+
+@given(st.integers(1, 320), st.floats(1, 20))
+def test_thinning_always_takes_a_column_from_such_a_mask(measured, acceleration):
+    assume(measured != columns(320, acceleration))
+    kept = thinned_columns(torch.tensor([measured]), 320, acceleration)
+    assert 0 <= kept.item() < measured
+
+
+def test_a_mask_that_cannot_be_thinned_is_refused():
+    mask = draw_columns(1, 64, 8, 7, make_generator(0))[0, 0, 0]
+    with pytest.raises(UserError, match=r"8 columns were measured, 7 of them ACS lines; .* keeps 6"):
+        check_thinning(mask, 4, 7)
+    check_thinning(mask, 4, 6)
+
+
+def test_columns_filled_with_zeros_are_never_drawn(generator):
+    encoded = torch.ones(64, dtype=torch.bool)
+    encoded[:8] = encoded[60:] = False
+    masks = draw_columns(200, 64, 4, 4, generator, encoded)
+    assert (masks.sum(-1) == 52 // 4).all()
+    assert not masks[..., ~encoded].any()
+    assert masks[..., acs_lines(64, 4)].all()
 
 
 def test_a_volume_has_one_mask():

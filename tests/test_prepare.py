@@ -1,5 +1,7 @@
 """What becomes of scans that are not as the demo's: broken, padded, undersampled, of several sizes and coils."""
 
+import re
+
 import h5py
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def test_the_same_scan_in_other_units_is_the_same_data(tmp_path):
         file.attrs["noise_std"] = file.attrs["noise_std"] * 1e-5
     assert prepare(tmp_path) == 0
     other = opened(tmp_path)
-    assert torch.allclose(one.kspace, other.kspace, atol=1e-4)
+    assert torch.allclose(one.batch(range(2)).y, other.batch(range(2)).y, atol=1e-4)
     assert torch.allclose(one.noise_std, other.noise_std, rtol=1e-4)
 
 
@@ -126,3 +128,123 @@ def test_missing_maps_say_which_command_makes_them(tmp_path, capsys):
     scan(tmp_path / "kspace", "scan")
     assert prepare(tmp_path, espirit=False) == 1
     assert "rsdmri-espirit" in capsys.readouterr().err
+
+
+def with_zero_filling(path, left, right):
+    """The scan as a scanner writes it that acquired only the columns between; its header says which."""
+    with h5py.File(path, "r+") as file:
+        k = file["kspace"][()]
+        k[..., :left] = k[..., k.shape[-1] - right :] = 0
+        file["kspace"][...] = k
+        width = k.shape[-1]
+        text = file["ismrmrd_header"][()].decode()
+        limits = f"<minimum>0</minimum><maximum>{width - left - right - 1}</maximum><center>{width // 2 - left}</center>"
+        del file["ismrmrd_header"]
+        file["ismrmrd_header"] = re.sub(r"(<kspace_encoding_step_1>).*(</kspace_encoding_step_1>)", rf"\g<1>{limits}\g<2>", text)
+
+
+def test_zero_filled_columns_are_no_part_of_the_acceleration(tmp_path):
+    with_zero_filling(scan(tmp_path / "kspace", "padded", size=(16, 32)), 6, 4)
+    assert prepare(tmp_path, "--data.acs", "2") == 0
+    data = opened(tmp_path)
+    assert (data.mask.sum(1) == 22 // 4).all()
+    assert not data.mask[:, :6].any()
+    assert not data.mask[:, 28:].any()
+    assert (tmp_path / "runs/x/prepare/references.h5").exists()
+    thinned = data.law().thin(data.batch([0, 1]).operator, make_generator(0))
+    assert (thinned.mask.sum(-1) == 4).all()  # floor(5 * 4 / 5)
+
+
+def test_noise_is_not_read_off_rows_that_were_filled_with_zeros(tmp_path, generator):
+    path = scan(tmp_path / "kspace", "scan", size=(64, 16))
+    std = 0.3
+    with h5py.File(path, "r+") as file:
+        k = torch.from_numpy(file["kspace"][()])
+        noise = torch.randn(*k.shape, 2, generator=generator, dtype=torch.float32)
+        k = k + std * torch.view_as_complex(noise)
+        k[:, :, :6] = k[:, :, -6:] = 0
+        file["kspace"][...] = k.numpy()
+        del file.attrs["noise_std"]
+    assert prepare(tmp_path, "--data.acs", "2") == 0
+    with h5py.File(tmp_path / "runs/x/prepare/observations.h5") as file:
+        found = file["coils_4/noise_std"][()] * file["coils_4/scale"][()]
+    assert found == pytest.approx([std, std], rel=0.25)
+
+
+def test_maps_of_another_file_of_that_name_are_refused(tmp_path, capsys):
+    scan(tmp_path / "kspace", "scan")
+    assert prepare(tmp_path) == 0
+    scan(tmp_path / "kspace", "scan", noise_std=0.02)
+    with h5py.File(tmp_path / "kspace" / "scan.h5", "r+") as file:
+        file["kspace"][...] = file["kspace"][()][:, :, ::-1]
+    assert prepare(tmp_path, espirit=False) == 1
+    assert "made from another file of this name" in capsys.readouterr().err
+
+
+def test_undersampled_scans_of_several_accelerations_are_learned_from_together(tmp_path, capsys):
+    for name, columns in (("two", [4, 6, 7, 8, 9, 10, 13, 14]), ("fourr", [5, 6, 7, 8, 9, 13])):
+        mask = np.zeros(16, bool)
+        mask[columns] = True
+        scan(tmp_path / "kspace", name, mask=mask)
+    code = run("espirit", tmp_path / "kspace", "--out", tmp_path / "maps", "--workers", "1", "--calib", "5", "--kernel", "3")
+    assert code == 0
+    assert prepare(tmp_path, "--data.acs", "2", espirit=False) == 0
+    assert "4 of 4 slices came undersampled and keep their masks (R = 2 to 2.67)" in capsys.readouterr().err
+    data = opened(tmp_path)
+    thinned = data.law().thin(data.batch(range(4)).operator, make_generator(0))
+    assert sorted(thinned.mask.sum(-1).flatten().tolist()) == [4, 4, 6, 6]
+
+
+def test_a_data_set_that_does_not_fit_in_memory_reads_the_same(tmp_path, monkeypatch):
+    scan(tmp_path / "kspace", "four", coils=4)
+    scan(tmp_path / "kspace", "sixsix", coils=6)
+    assert prepare(tmp_path) == 0
+    whole = opened(tmp_path)
+    monkeypatch.setattr("rsdmri.mri.domain.IN_MEMORY", 0)
+    parts = opened(tmp_path)
+    assert isinstance(parts.stores[0][0], h5py.Dataset)
+    for indices in ([0, 3], [2, 1, 0]):
+        ours, theirs = whole.batch(indices), parts.batch(indices)
+        assert torch.equal(ours.y, theirs.y)
+        assert torch.equal(ours.operator.maps, theirs.operator.maps)
+    assert torch.equal(whole.law().maps, parts.law().maps)
+
+
+def test_names_join_observations_and_references(tmp_path):
+    """Groups by number of coils put the slices into another order than the files have."""
+    for name, coils in (("a_six", 6), ("b_four", 4), ("c_six", 6)):
+        scan(tmp_path / "kspace", name, coils=coils)
+    assert prepare(tmp_path) == 0
+    data = opened(tmp_path)
+    images, names = MRI().references(tmp_path / "runs/x/prepare/references.h5")
+    assert names == [f"{name}/{i}" for name in ("a_six", "b_four", "c_six") for i in (0, 1)]
+    assert sorted(data.names) == sorted(names)
+    assert data.names != names
+    place = {name: i for i, name in enumerate(data.names)}
+    obs = data.batch([place[name] for name in names])
+    again = obs.operator.forward(images)  # the clean image, measured as its scan was, is nearly its observation
+    error = (again - obs.y).flatten(1).norm(dim=1) / obs.y.flatten(1).norm(dim=1)
+    assert error.max() < 0.3
+
+
+def test_display_is_scaled_by_the_magnitudes_of_the_observations(tmp_path):
+    scan(tmp_path / "kspace", "scan", size=(48, 48))
+    assert prepare(tmp_path) == 0
+    data = opened(tmp_path)
+    obs = data.batch(range(len(data)))
+    magnitudes = obs.operator.to_image(obs.y).abs().flatten()
+    rank = int(len(magnitudes) * 0.001)
+    assert data.law().display_max == pytest.approx(magnitudes.topk(rank).values[-1].item(), rel=1e-3)
+
+
+def test_a_second_look_keeps_the_coils_and_draws_the_mask_anew(tmp_path):
+    scan(tmp_path / "kspace", "one")
+    scan(tmp_path / "kspace", "three")
+    assert prepare(tmp_path) == 0
+    law = opened(tmp_path).law()
+    operator, _ = law.draw(64, make_generator(0))
+    again = law.rescan(operator, make_generator(1))
+    assert torch.equal(again.maps, operator.maps)
+    assert (again.mask.sum(-1) == operator.mask.sum(-1)).all()
+    same = (again.mask == operator.mask).flatten(1).all(1).double().mean()
+    assert same < 0.2  # two masks of 16 columns may be the same by chance

@@ -21,6 +21,7 @@ from .operators import MultiCoilMRI
 from .prepare import prepare
 
 BANK_STREAM = 5  # the purpose of the generator that chooses the maps a run keeps
+IN_MEMORY = 4 << 30  # bytes of k-space and maps up to which a data set is held in memory
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,17 @@ class MRILaw:
     def draw(self, n: int, generator: torch.Generator) -> tuple[MultiCoilMRI, PerSample]:
         device = generator.device
         chosen = torch.randint(len(self.maps), (n,), device=device, generator=generator).cpu()
+        operator = MultiCoilMRI(self.maps[chosen].to(device), self._masks(n, generator))
+        return operator, self.noise_std[chosen].to(device)
+
+    def rescan(self, operator: MultiCoilMRI, generator: torch.Generator) -> MultiCoilMRI:
+        return operator.with_mask(self._masks(len(operator), generator))
+
+    def _masks(self, n: int, generator: torch.Generator) -> Tensor:
         if self.masks is None:
-            mask = draw_columns(n, self.maps.shape[-1], self.accel, self.acs, generator)
-        else:
-            which = torch.randint(len(self.masks), (n,), device=device, generator=generator).cpu()
-            mask = self.masks[which][:, None, None, :].to(device)
-        return MultiCoilMRI(self.maps[chosen].to(device), mask), self.noise_std[chosen].to(device)
+            return draw_columns(n, self.maps.shape[-1], self.accel, self.acs, generator)
+        which = torch.randint(len(self.masks), (n,), device=generator.device, generator=generator).cpu()
+        return self.masks[which][:, None, None, :].to(generator.device)
 
     def save(self, path: Path) -> None:
         with atomic(path) as temporary, h5py.File(temporary, "w") as file:
@@ -65,45 +71,53 @@ class MRILaw:
 
 
 class MRIObservations:
-    """observations.h5 in memory; slices with fewer coils than the most are filled up with zero maps, which change nothing."""
+    """observations.h5: in memory where it is small enough, else slices are read from the file when they are asked for.
+
+    Slices with fewer coils than the most are filled up with zero maps, which change nothing.
+    """
 
     def __init__(self, path: Path, bank: int, thinning: str = "redrawn") -> None:
-        parts: dict[str, list[Tensor]] = {"kspace": [], "maps": [], "mask": [], "noise_std": []}
+        self.bank, self.thinning = bank, thinning
         try:
-            with h5py.File(path, "r") as file:
-                groups = [group for group in file.values() if isinstance(group, h5py.Group)]
-                coils = max(group["maps"].shape[1] for group in groups)
-                for group in groups:
-                    for name in ("kspace", "maps"):
-                        data = torch.from_numpy(group[name][()])
-                        parts[name].append(torch.nn.functional.pad(data, (0, 0, 0, 0, 0, coils - data.shape[1])))
-                    for name in ("mask", "noise_std"):
-                        parts[name].append(torch.from_numpy(group[name][()]))
-                self.attributes = {name: file.attrs[name] for name in ("accel", "acs", "display_max", "own_masks")}
+            file = h5py.File(path, "r")
+            groups = [group for group in file.values() if isinstance(group, h5py.Group)]
+            self.coils = max(group["maps"].shape[1] for group in groups)
+            self.size = (int(groups[0]["maps"].shape[-2]), int(groups[0]["maps"].shape[-1]))
+            self.mask = torch.cat([torch.from_numpy(group["mask"][()]) for group in groups])
+            self.noise_std = torch.cat([torch.from_numpy(group["noise_std"][()]) for group in groups])
+            self.names = [name.decode() for group in groups for name in group["name"][()]]
+            self.attributes = {name: file.attrs[name] for name in ("accel", "acs", "display_max", "own_masks")}
+            small = sum(group[name].nbytes for group in groups for name in ("kspace", "maps")) <= IN_MEMORY
+            pairs = [(group["kspace"], group["maps"]) for group in groups]
+            # Arrays and datasets give a slice in the same way.
+            self.stores = [(kspace[()], maps[()]) for kspace, maps in pairs] if small else pairs
+            self.places = [(store, row) for store, (kspace, _) in enumerate(self.stores) for row in range(len(kspace))]
+            if small:
+                file.close()
         except FileNotFoundError:
             raise UserError(f"{path}: no such file. Make it: rsdmri-prepare") from None
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: not a prepared data set ({error}). Run rsdmri-prepare again.") from None
-        self.kspace, self.maps, self.mask, self.noise_std = (torch.cat(parts[name]) for name in parts)
-        self.bank, self.thinning = bank, thinning
 
     def __len__(self) -> int:
-        return len(self.kspace)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.kspace.shape[-2], self.kspace.shape[-1]
+        return len(self.places)
 
     def batch(self, indices: Sequence[int]) -> Observation:
+        kspace, maps = (torch.stack([self._slice(i, which) for i in indices]) for which in (0, 1))
         i = torch.as_tensor(indices)
-        operator = MultiCoilMRI(self.maps[i], self.mask[i][:, None, None, :])
-        return Observation(self.kspace[i], operator, self.noise_std[i])
+        return Observation(kspace, MultiCoilMRI(maps, self.mask[i][:, None, None, :]), self.noise_std[i])
+
+    def _slice(self, index: int, which: int) -> Tensor:
+        """K-space (0) or maps (1) of one slice, (coils, H, W), with the coils of the largest."""
+        store, row = self.places[index]
+        data = torch.from_numpy(self.stores[store][which][row])
+        return torch.nn.functional.pad(data, (0, 0, 0, 0, 0, self.coils - len(data)))
 
     def law(self) -> MRILaw:
         order = torch.randperm(len(self), generator=make_generator(0, BANK_STREAM))[: self.bank]
         attributes = self.attributes
         return MRILaw(
-            maps=self.maps[order],
+            maps=torch.stack([self._slice(int(i), 1) for i in order]),
             noise_std=self.noise_std[order],
             accel=float(attributes["accel"]),
             acs=int(attributes["acs"]),
@@ -129,9 +143,12 @@ class MRI:
         _check_same(path, float(data.attributes["accel"]), int(data.attributes["acs"]), experiment)
         return data
 
-    def references(self, path: Path) -> Image:
-        with h5py.File(path, "r") as file:
-            return torch.from_numpy(file["images"][()])[:, None]
+    def references(self, path: Path) -> tuple[Image, list[str]]:
+        try:
+            with h5py.File(path, "r") as file:
+                return torch.from_numpy(file["images"][()])[:, None], [name.decode() for name in file["name"][()]]
+        except (OSError, KeyError) as error:
+            raise UserError(f"{path}: not a file of references ({error}). Run rsdmri-prepare again.") from None
 
     def law(self, path: Path, experiment: MRIExperiment | None = None) -> MRILaw:
         try:

@@ -42,6 +42,15 @@ class Maps:
         """The width of the block of k-space that they were estimated from."""
         return int(self.attributes["calib"])
 
+    def check_source(self, scan: Path) -> None:
+        """Raises a :class:`UserError` if they were estimated from another file than this one."""
+        attributes = self.attributes
+        same = attributes.get("source_size") == scan.stat().st_size and attributes.get("source_sha256") == sha256(scan)
+        if not same:
+            raise UserError(
+                f"{scan}: its coil maps were made from another file of this name. Run rsdmri-espirit again for this one."
+            )
+
 
 def maps_path(folder: Path, scan: Path) -> Path:
     """Where the maps of a scan lie."""

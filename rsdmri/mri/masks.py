@@ -5,6 +5,9 @@ of M's columns, the ACS lines always, and has at least one less. At W = 320 with
 columns and 106, 64, 45, 35 of them for R = 2, 4, 6, 8. M belongs to the volume: all its slices share it, a function of the volume's
 name.
 
+Where the scanner filled columns with zeros, W counts those that it acquired, and M lies among them. An M of another number of columns
+than floor(W / R), as scans that came undersampled have, was drawn from about R |M|: its M̃ keeps floor(R |M| / (R + 1)).
+
 Of k-space that was measured: which samples it holds, where its centre is, and the fully sampled block around it.
 """
 
@@ -70,44 +73,56 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def draw_columns(n: int, width: int, acceleration: float, acs: int, generator: torch.Generator) -> Tensor:
-    """n masks (n, 1, 1, W), bool, on the device of ``generator``."""
-    check_acceleration(width, acceleration, acs, thinned=False)
+def draw_columns(
+    n: int, width: int, acceleration: float, acs: int, generator: torch.Generator, encoded: Tensor | None = None
+) -> Tensor:
+    """n masks (n, 1, 1, W), bool, on the device of ``generator``; within the columns ``encoded`` (W,), by default all."""
+    acquired = width if encoded is None else int(encoded.sum())
+    check_acceleration(acquired, acceleration, acs, thinned=False)
     scores = torch.rand(n, width, dtype=torch.float32, device=generator.device, generator=generator)
     scores[:, acs_lines(width, acs)] = 2.0  # always among the highest
-    return _highest(scores, columns(width, acceleration))[:, None, None, :]
+    if encoded is not None:
+        scores = torch.where(encoded.to(scores.device), scores, -1.0)
+    return _highest(scores, columns(acquired, acceleration))[:, None, None, :]
 
 
 def thin_columns(mask: Tensor, acceleration: float, acs: int, generator: torch.Generator | None) -> Tensor:
-    """M̃ within M (B, 1, 1, W): floor(W / (R + 1)) of M's columns, the ACS lines always.
-
-    Raises :class:`UserError` if an M has no column too many, as a scan with fewer columns than R says.
-    """
-    width = mask.shape[-1]
-    check_acceleration(width, acceleration, acs)
-    kept = columns(width, acceleration + 1)
-    fewest = int(mask.sum(-1).min())
-    if fewest <= kept:
-        raise UserError(
-            f"a mask has {fewest} columns, of which floor(W/(R+1)) = {kept} are to be kept (W = {width}, R = {acceleration:g}):"
-            " none would be removed. Set the acceleration to what the scans have."
-        )
+    """M̃ within M (B, 1, 1, W): fewer of M's columns (see :func:`thinned_columns`), the ACS lines always."""
+    width, rows = mask.shape[-1], mask[:, 0, 0]
     scores = torch.rand(len(mask), width, dtype=torch.float32, device=mask.device, generator=generator)
     scores[:, acs_lines(width, acs)] = 2.0
-    scores = torch.where(mask[:, 0, 0], scores, -1.0)
-    return _highest(scores, kept)[:, None, None, :]
+    scores = torch.where(rows, scores, -1.0)
+    return _highest(scores, thinned_columns(rows.sum(-1), width, acceleration))[:, None, None, :]
 
 
-def volume_columns(name: str, width: int, acceleration: float, acs: int, seed: int = 0) -> Tensor:
+def thinned_columns(measured: Tensor, width: int, acceleration: float) -> Tensor:
+    """How many of M's columns M̃ keeps, for numbers ``measured`` (B,) of columns: floor(W / (R + 1)) of floor(W / R), and always fewer."""
+    by_rule = columns(width, acceleration + 1)
+    of_others = (measured.double() * (acceleration / (acceleration + 1)) + 1e-9).floor().long()
+    return torch.where(measured == columns(width, acceleration), by_rule, of_others)
+
+
+def check_thinning(mask: Tensor, acceleration: float, acs: int) -> None:
+    """Raises a :class:`UserError` if no M̃ can be drawn from M (W,) that keeps the ACS lines and leaves out a column."""
+    measured = int(mask.sum())
+    kept = int(thinned_columns(mask.sum()[None], len(mask), acceleration))
+    if not max(acs, 1) <= kept < measured:
+        raise UserError(
+            f"{measured} columns were measured, {acs} of them ACS lines; the further corrupted mask of R = {acceleration:g} keeps"
+            f" {kept}, which must be fewer than were measured and hold the ACS. Set data.accel to what the scan has, or data.acs lower."
+        )
+
+
+def volume_columns(name: str, width: int, acceleration: float, acs: int, seed: int = 0, encoded: Tensor | None = None) -> Tensor:
     """The mask (W,) of a volume: a function of its name, so that the corrupted data set is fixed."""
     digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    return draw_columns(1, width, acceleration, acs, make_generator(seed, MASK_STREAM, digest))[0, 0, 0]
+    return draw_columns(1, width, acceleration, acs, make_generator(seed, MASK_STREAM, digest), encoded)[0, 0, 0]
 
 
-def _highest(scores: Tensor, count: int) -> Tensor:
-    """True at the ``count`` highest scores of each row."""
-    chosen = scores.argsort(dim=-1, descending=True)[..., :count]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
+def _highest(scores: Tensor, count: int | Tensor) -> Tensor:
+    """True at the ``count`` (a number, or one a row) highest scores of each row."""
+    rank = scores.argsort(dim=-1, descending=True).argsort(dim=-1)
+    return rank < torch.as_tensor(count, device=scores.device).reshape(-1, 1)
 
 
 def sampled(kspace: Tensor) -> Tensor:

@@ -7,9 +7,12 @@ references.h5     ``images`` (N, H, W) complex and ``name``, in the same scale; 
 K-space is divided by the 99th percentile of the RSS image of its own ACS lines, which a test scan has too.
 """
 
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -24,10 +27,12 @@ from .coils import SMALLEST_CALIB, combine
 from .config import MRIExperiment
 from .fourier import crop, fft2c, ifft2c, rss
 from .maps import read_maps
-from .masks import acs_lines, check_acceleration, columns, default_acs, volume_columns
+from .masks import acs_lines, check_acceleration, check_thinning, default_acs, volume_columns
+from .masks import columns as columns_of
 from .readers import KSpace, find_files, read
 
 DISPLAY_QUANTILE = 0.999
+LOST_BITS = 13  # of a float32 in the histogram of magnitudes: its bins are 1/1024 wide
 
 
 @dataclass(frozen=True)
@@ -40,59 +45,98 @@ class Slice:
     maps: Tensor
     scale: float
     noise_std: float
+    calib: int
     image: Tensor | None
 
 
 def prepare(experiment: MRIExperiment, out: Path) -> None:
-    """Writes observations.h5 and, where clean images exist, references.h5."""
+    """Writes observations.h5 and, where clean images exist, references.h5, a slice at a time: nothing has to fit in memory."""
     data = experiment.data
     files = find_files(data.kspace)
+    apart = find_files(data.references) if data.references else []
     maps = data.maps or experiment.folder / "espirit"
-    found: dict[int, list[Slice]] = {}
-    calibs: set[int] = set()
-    for file in track(files, "prepare", len(files), "files"):
-        for item in slices(file, maps, experiment, calibs):
-            found.setdefault(len(item.kspace), []).append(item)
-    if not found:
-        raise UserError("no slice with signal in any file: nothing to learn from")
-    everything = [item for group in found.values() for item in group]
-    _check_one_size(everything)
-    references = _references(everything, maps, experiment)
-    (out / "references.h5").unlink(missing_ok=True)  # of an earlier data set
-    _write_observations(out / "observations.h5", found, experiment, min(calibs))
-    if references:
-        _write_references(out / "references.h5", references)
+    with ExitStack() as stack:
+        store = Store(stack.enter_context(_new(out / "observations.h5")))
+        clean: References | None = None
+        for file in track(files, "prepare", len(files), "files"):
+            for item in slices(file, maps, experiment):
+                store.add(item)
+                if item.image is not None and not apart:
+                    clean = clean or References(stack.enter_context(_new(out / "references.h5")))
+                    clean.add(item)
+        if not store.items:
+            raise UserError("no slice with signal in any file: nothing to learn from")
+        for file in track(apart, "references", len(apart), "files") if apart else []:
+            for item in slices(file, maps, experiment):
+                if item.image is None:
+                    raise UserError(
+                        f"{file}: undersampled, and data.references must be fully sampled: clean images need every column"
+                    )
+                store.check_size(item)
+                clean = clean or References(stack.enter_context(_new(out / "references.h5")))
+                clean.add(item)
+        store.finish(experiment)
+        if clean is not None:
+            clean.finish()
+        else:
+            (out / "references.h5").unlink(missing_ok=True)  # of an earlier data set
+    own = [count for count, is_own in store.masks if is_own]
+    if own:
+        width = store.size[1]
+        print(
+            f"prepare: {len(own)} of {len(store.items)} slices came undersampled and keep their masks"
+            f" (R = {width / max(own):.3g} to {width / min(own):.3g}); data.accel is {data.accel:g}",
+            file=sys.stderr,
+        )
 
 
-def slices(file: Path, maps_folder: Path, experiment: MRIExperiment, calibs: set[int]) -> Iterator[Slice]:
-    """The slices with signal of one file, corrupted as the experiment says; adds the maps' calibration width to ``calibs``."""
+@contextmanager
+def _new(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file that appears under its name when it is complete."""
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        yield file
+
+
+def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator[Slice]:
+    """The slices with signal of one file, corrupted as the experiment says."""
     scan = read(file)
     maps = read_maps(maps_folder, file)
+    maps.check_source(file)
     if maps.maps.shape != scan.kspace.shape:
         raise UserError(
             f"{file}: k-space {tuple(scan.kspace.shape)} and its maps {tuple(maps.maps.shape)} differ; run rsdmri-espirit again"
         )
-    calibs.add(maps.calib)
     kspace, sensitivities = _cut(scan, maps.maps, experiment.data.size)
     width = kspace.shape[-1]
     acs = default_acs(width) if experiment.data.acs is None else experiment.data.acs
     mask = _mask(scan, width, acs, experiment)
     noise_std = _noise_std(scan, experiment)
     for number in range(len(kspace)):
-        if maps.valid[number]:
-            yield _slice(scan, number, kspace[number], sensitivities[number], mask, acs, noise_std)
+        if not maps.valid[number]:
+            continue
+        measured = torch.where(mask, kspace[number], 0)
+        scale = _scale(measured, acs)
+        if not scale > 0:
+            raise UserError(f"{file}: slice {number} has no signal in its ACS lines; without them it cannot be scaled")
+        coils = sensitivities[number]
+        yield Slice(
+            name=f"{scan.name}/{number}",
+            kspace=measured / scale,
+            mask=mask,
+            maps=coils,
+            scale=scale,
+            noise_std=noise_std / scale,
+            calib=maps.calib,
+            image=combine(coils[None], ifft2c(kspace[number][None]))[0, 0] / scale if scan.fully_sampled else None,
+        )
 
 
-def _slice(scan: KSpace, number: int, kspace: Tensor, maps: Tensor, mask: Tensor, acs: int, noise_std: float) -> Slice:
-    measured = torch.where(mask, kspace, 0)
+def _scale(measured: Tensor, acs: int) -> float:
+    """The 99th percentile of the RSS image of the ACS lines of k-space (coils, H, W)."""
     low = torch.zeros_like(measured)
-    block = acs_lines(kspace.shape[-1], max(acs, 1))
+    block = acs_lines(measured.shape[-1], max(acs, 1))
     low[..., block] = measured[..., block]
-    scale = float(torch.quantile(rss(ifft2c(low), 0), 0.99))
-    if not scale > 0:
-        raise UserError(f"{scan.path}: slice {number} has no signal in its ACS lines; without them it cannot be scaled")
-    image = combine(maps[None], ifft2c(kspace[None]))[0, 0] / scale if scan.fully_sampled else None
-    return Slice(f"{scan.name}/{number}", measured / scale, mask, maps, scale, noise_std / scale, image)
+    return float(torch.quantile(rss(ifft2c(low), 0), 0.99))
 
 
 def _cut(scan: KSpace, maps: Tensor, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
@@ -111,91 +155,137 @@ def _mask(scan: KSpace, width: int, acs: int, experiment: MRIExperiment) -> Tens
     """The mask that a fully sampled scan is given, or the one that an undersampled scan came with."""
     if scan.mask.ndim != 1:
         raise UserError(f"{scan.path}: sampled in two directions; masks of whole columns (1-D Cartesian) are supported")
-    if not scan.fully_sampled:
-        if not scan.mask[acs_lines(width, acs)].all():
-            raise UserError(f"{scan.path}: the {acs} central columns are not all measured; set data.acs to what the scan has")
-        return scan.mask
+    accel, thinned = experiment.data.accel, experiment.objective.kind == "ambient"
     try:
-        check_acceleration(width, experiment.data.accel, acs, thinned=experiment.objective.kind == "ambient")
+        if scan.fully_sampled:
+            # A column that the scanner filled with zeros was never acquired, and is none of those that are drawn.
+            encoded = torch.nn.functional.interpolate(scan.encoded.float()[None, None], size=width)[0, 0].bool()
+            check_acceleration(int(encoded.sum()), accel, acs, thinned)
+            mask = volume_columns(scan.name, width, accel, acs, experiment.seed, encoded)
+        else:
+            mask = scan.mask
+        if not mask[acs_lines(width, acs)].all():
+            raise UserError(f"the {acs} central columns are not all measured; set data.acs to what the scan has")
+        if thinned:
+            check_thinning(mask, accel, acs)
     except UserError as error:
         raise UserError(f"{scan.path}: {error}") from None
-    # A column that the scanner filled with zeros was never acquired, whatever the mask says.
-    drawn = volume_columns(scan.name, width, experiment.data.accel, acs, experiment.seed)
-    return drawn & torch.nn.functional.interpolate(scan.encoded.float()[None, None], size=width)[0, 0].bool()
+    return mask
 
 
 def _noise_std(scan: KSpace, experiment: MRIExperiment) -> float:
     """The noise of k-space per real component, in the file's units: given, recorded in the file, or read off the edges.
 
-    At the ends of the readout there is hardly signal: of complex normal noise, median |k|^2 = 2 ln 2 sigma^2.
+    At the ends of the readout there is hardly signal: of complex normal noise, median |k|^2 = 2 ln 2 sigma^2. Ends that the scanner
+    filled with zeros are passed over.
     """
     if experiment.data.noise_std is not None:
         return experiment.data.noise_std
     if scan.noise_std is not None:
         return scan.noise_std
-    edge = max(scan.kspace.shape[-2] // 32, 1)
-    rows = torch.cat([scan.kspace[..., :edge, :], scan.kspace[..., -edge:, :]], dim=-2)
-    if scan.mask.ndim == 1:
-        rows = rows[..., scan.mask]
-    power = rows.abs().square().flatten()
-    return float((power[power > 0].median() / (2 * np.log(2))).sqrt()) if (power > 0).any() else 0.0
+    acquired = scan.kspace[..., scan.mask] if scan.mask.ndim == 1 else scan.kspace
+    acquired = acquired[..., (acquired != 0).any(-1).flatten(0, -2).any(0), :]
+    edge = max(acquired.shape[-2] // 32, 1)
+    power = torch.cat([acquired[..., :edge, :], acquired[..., -edge:, :]], dim=-2).abs().square().flatten()
+    return float((power[power > 0].median() / (2 * np.log(2))).sqrt())
 
 
-def _check_one_size(items: list[Slice]) -> None:
-    sizes = sorted({tuple(item.kspace.shape[-2:]) for item in items})
-    if len(sizes) > 1:
-        listed = ", ".join(f"{h} x {w}" for h, w in sizes)
-        raise UserError(f"the scans have several sizes ({listed}): choose one with data.size H W, at most the smallest")
+class Store:
+    """observations.h5 in the making."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self.file = file
+        self.items: list[tuple[str, str]] = []  # group, name of the slice
+        self.columns: dict[str, dict[str, list[Any]]] = {}
+        self.masks: list[tuple[int, bool]] = []  # columns measured; whether the scan came undersampled
+        self.calib = sys.maxsize
+        self.size = (0, 0)
+        self.first = ""
+        self.counts = torch.zeros(1 << (32 - LOST_BITS), dtype=torch.int64)  # of observed magnitudes
+
+    def add(self, item: Slice) -> None:
+        self.check_size(item)
+        name = f"coils_{len(item.kspace)}"
+        group = self.file.require_group(name)
+        _append(group, "kspace", item.kspace)
+        _append(group, "maps", item.maps)
+        columns = self.columns.setdefault(name, {"mask": [], "scale": [], "noise_std": [], "name": []})
+        for field, values in columns.items():
+            values.append(getattr(item, field))
+        self.items.append((name, item.name))
+        self.masks.append((int(item.mask.sum()), item.image is None))
+        self.calib = min(self.calib, item.calib)
+        magnitude = combine(item.maps[None], ifft2c(item.kspace[None])).abs().float().flatten()
+        self.counts += torch.bincount(magnitude.view(torch.int32) >> LOST_BITS, minlength=len(self.counts))
+
+    def check_size(self, item: Slice) -> None:
+        """All images of a data set have one size."""
+        size = (item.kspace.shape[-2], item.kspace.shape[-1])
+        self.size, self.first = (self.size, self.first) if self.first else (size, item.name)
+        if size != self.size:
+            listed = f"{self.first}: {self.size[0]} x {self.size[1]}; {item.name}: {size[0]} x {size[1]}"
+            raise UserError(f"the scans have several sizes ({listed}): choose one with data.size H W, at most the smallest")
+
+    def finish(self, experiment: MRIExperiment) -> None:
+        """What is known only at the end."""
+        for name, columns in self.columns.items():
+            group = self.file[name]
+            group["mask"] = torch.stack(columns["mask"]).numpy()
+            group["scale"] = np.array(columns["scale"])
+            group["noise_std"] = np.array(columns["noise_std"], np.float32)
+            group["name"] = columns["name"]
+        data, attributes = experiment.data, self.file.attrs
+        width = self.size[1]
+        acs = default_acs(width) if data.acs is None else data.acs
+        # The mask law is known only where every mask was drawn by it, and from all columns.
+        by_law = all((count, own) == (columns_of(width, data.accel), False) for count, own in self.masks)
+        attributes.update(acs=acs, accel=data.accel, own_masks=not by_law, display_max=self._display_max())
+        attributes["maps"] = "acs" if SMALLEST_CALIB <= self.calib <= acs else "full"
+        attributes["config"] = str(to_tree(experiment))
+
+    def _display_max(self) -> float:
+        """One constant of the data set for showing magnitudes: the 99.9th percentile of the observed ones, to a part in 1,000.
+
+        Positive floats have the order of their bits: without the last ones, these number the bins of a histogram.
+        """
+        above = self.counts.flip(0).cumsum(0).flip(0)  # values in this bin or a higher one
+        rank = max(int(int(above[0]) * (1 - DISPLAY_QUANTILE)), 1)
+        bin = int((above >= rank).sum()) - 1
+        middle = torch.tensor((bin << LOST_BITS) + (1 << (LOST_BITS - 1)), dtype=torch.int32)
+        return float(middle.view(torch.float32))
 
 
-def _write_observations(path: Path, groups: dict[int, list[Slice]], experiment: MRIExperiment, calib: int) -> None:
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        for coils, items in sorted(groups.items()):
-            group = file.create_group(f"coils_{coils}")
-            for name in ("kspace", "maps"):
-                stack = torch.stack([getattr(item, name) for item in items]).numpy()
-                # A chunk a slice, because training reads slices; compressed, because most of k-space is zero; with a checksum.
-                group.create_dataset(
-                    name, data=stack, chunks=(1, *stack.shape[1:]), compression="gzip", compression_opts=1, fletcher32=True
-                )
-            group["mask"] = torch.stack([item.mask for item in items]).numpy()
-            group["scale"] = np.array([item.scale for item in items])
-            group["noise_std"] = np.array([item.noise_std for item in items], np.float32)
-            group["name"] = [item.name for item in items]
-        everything = [item for items in groups.values() for item in items]
-        width = everything[0].kspace.shape[-1]
-        file.attrs["acs"] = default_acs(width) if experiment.data.acs is None else experiment.data.acs
-        file.attrs["accel"] = experiment.data.accel
-        # The mask law is known only where every mask was drawn by it and nothing was taken away.
-        counts = {int(item.mask.sum()) for item in everything}
-        file.attrs["own_masks"] = any(item.image is None for item in everything) or counts != {
-            columns(width, experiment.data.accel)
-        }
-        file.attrs["maps"] = "acs" if SMALLEST_CALIB <= calib <= file.attrs["acs"] else "full"
-        file.attrs["display_max"] = _display_max(everything)
-        file.attrs["config"] = str(to_tree(experiment))
+class References:
+    """references.h5 in the making."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self.file = file
+        self.names: list[str] = []
+
+    def add(self, item: Slice) -> None:
+        assert item.image is not None
+        _append(self.file, "images", item.image)
+        self.names.append(item.name)
+
+    def finish(self) -> None:
+        self.file["name"] = self.names
 
 
-def _display_max(items: list[Slice]) -> float:
-    """One constant of the data set for showing magnitudes: the 99.9th percentile of the observed ones."""
-    shown = torch.cat([combine(item.maps[None], ifft2c(item.kspace[None])).abs().flatten() for item in items])
-    rank = max(int(len(shown) * (1 - DISPLAY_QUANTILE)), 1)
-    return float(shown.topk(rank).values[-1])
-
-
-def _references(items: list[Slice], maps: Path, experiment: MRIExperiment) -> list[Slice]:
-    """The slices whose clean images are known: of the scans that are learned from, or of others set aside for this."""
-    if not experiment.data.references:
-        return [item for item in items if item.image is not None]
-    files = find_files(experiment.data.references)
-    found = [item for file in track(files, "references", len(files), "files") for item in slices(file, maps, experiment, set())]
-    if any(item.image is None for item in found):
-        raise UserError("data.references: some of these scans are undersampled; clean images need every column")
-    _check_one_size([*found, items[0]])
-    return found
-
-
-def _write_references(path: Path, items: list[Slice]) -> None:
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        file["images"] = torch.stack([item.image for item in items if item.image is not None]).numpy()
-        file["name"] = [item.name for item in items if item.image is not None]
+def _append(group: h5py.Group, name: str, value: Tensor) -> None:
+    """One more row of a dataset."""
+    if name not in group:
+        shape = tuple(value.shape)
+        # A chunk a slice, because training reads slices; compressed, because most of k-space is zero; with a checksum.
+        group.create_dataset(
+            name,
+            shape=(0, *shape),
+            maxshape=(None, *shape),
+            dtype=np.complex64,
+            chunks=(1, *shape),
+            compression="gzip",
+            compression_opts=1,
+            fletcher32=True,
+        )
+    dataset = group[name]
+    dataset.resize(len(dataset) + 1, axis=0)
+    dataset[-1] = value.numpy()
