@@ -1,11 +1,15 @@
 """The command line: verbs -> pipeline. Everything is parsed before torch is imported, so that ``--help`` answers at once."""
 
 import dataclasses
+import difflib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from .config import Experiment, to_tree
 from .errors import UsageError, UserError, did_you_mean
@@ -49,8 +53,8 @@ class Application:
 class Common:
     """What every verb on an experiment takes; a subclass adds the application's ``experiment``."""
 
-    config: tuple[str, ...] = ()
-    """Configuration: a name (see below) or a YAML file; several apply in their order. Flags come last."""
+    config: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Configuration: a name (see above) or a YAML file. Given several times, they apply in their order; flags come last."""
     out: Path | None = None
     """Where the results go; by default RUNS/NAME/VERB."""
     print_config: bool = False
@@ -61,8 +65,6 @@ class Common:
 
 def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) -> dict[str, Command]:
     """The verbs that every application has; ``domain`` imports and makes it when a verb runs."""
-    import tyro
-
     # --data.accel, not --experiment.data.accel
     base = dataclasses.make_dataclass(
         "OnExperiment", [("experiment", Annotated[kind, tyro.conf.arg(name="")])], bases=(Common,), frozen=True, kw_only=True
@@ -96,6 +98,8 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
         _say(_pipeline().evaluate(o.experiment, domain(), o.out, _rows(o.samples)) / "metrics.json")
 
     def report(o: Any) -> None:
+        if o.out is not None and len(o.runs) > 1:
+            raise UsageError(f"--out takes one report, and {len(o.runs)} folders are given: each has its own without --out")
         for experiment in [_of_folder(kind, path) for path in o.runs] or [o.experiment]:
             _say(_pipeline().report(experiment, domain(), o.out) / "report.html")
 
@@ -202,9 +206,8 @@ def _split(application: Application, arguments: Sequence[str]) -> tuple[str | No
 
 
 def _run_verb(application: Application, verb: str, arguments: list[str]) -> None:
-    import tyro
-
     command = application.commands[verb]
+    _check_flags(arguments, [*_flags(command.options), *application.aliases, "--help", "-h"])
     program = f"{application.name}-{verb}" if application.name == "rsdmri" else f"{application.name} {verb}"
     has_experiment = "experiment" in {f.name for f in dataclasses.fields(command.options)}
     description = f"{command.help}\n\nExample: {program} {command.example}"
@@ -236,6 +239,35 @@ def _checked(parse: Callable[[], Any]) -> Any:
         return parse()
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _flags(options: type[Any], prefix: str = "--") -> Iterator[str]:
+    """Every flag of a dataclass of options; a field whose flag has an empty name gives its own fields' flags."""
+    hints = typing.get_type_hints(options, include_extras=True)
+    for f in dataclasses.fields(options):
+        kind, *marks = typing.get_args(hints[f.name]) if typing.get_origin(hints[f.name]) is Annotated else (hints[f.name],)
+        name = f.name.replace("_", "-")
+        if dataclasses.is_dataclass(kind):
+            hidden = any(getattr(mark, "name", None) == "" for mark in marks)
+            yield from _flags(typing.cast(type[Any], kind), prefix if hidden else f"{prefix}{name}.")
+        else:
+            yield prefix + name
+            if kind is bool:
+                yield f"--no-{name}" if prefix == "--" else f"{prefix}no-{name}"
+
+
+def _check_flags(arguments: Sequence[str], known: Sequence[str]) -> None:
+    """Names the nearest flag for an unknown one: that of a like spelling, else that whose last part is meant."""
+    for argument in arguments:
+        name = argument.partition("=")[0].replace("_", "-")
+        if not name.startswith("--") or name in known:
+            continue
+        last = name.rpartition(".")[2].lstrip("-")
+        near = [flag for flag in known if flag.rpartition(".")[2].lstrip("-") == last] or difflib.get_close_matches(
+            name, known, 1
+        )
+        meant = f" (did you mean {' or '.join(near[:3])}?)" if near else ""
+        raise UsageError(f"unknown flag '{argument.partition('=')[0]}'{meant}; --help lists all")
 
 
 def _long(argument: str, aliases: Mapping[str, str]) -> str:

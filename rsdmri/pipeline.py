@@ -25,6 +25,7 @@ from .generation import Model, open_model, read_samples, write_samples
 from .objectives import Objective, build_objective
 from .reporting import Curve, Grid, Row, Score, load_curves, save_grid, write_report
 from .runs import device_of, open_run, write_config
+from .settings import named_configs
 from .steps import DistillStep, PretrainStep
 from .tensors import make_generator
 from .training import Step, train
@@ -59,7 +60,9 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
     )
     device = device_of(experiment)
     denoiser = _fresh(description, experiment.seed).to(device)
-    open_run(out, experiment, ("network", "objective", "pretrain", "data"), {"observations": path})
+    # The half cosine of the learning rate ends with the training: another length is another training.
+    ends = {"decay_ends": experiment.pretrain.images if experiment.pretrain.decay else None}
+    open_run(out, experiment, ("network", "objective", "pretrain", "data"), {"observations": path}, ends)
     if _finished(out, experiment.pretrain.images):
         return out
     law.save(out / "operators.h5")
@@ -214,7 +217,7 @@ def _objective(experiment: Experiment, domain: Domain, law: Law) -> Objective:
 def _fresh(description: Description, seed: int) -> Denoiser:
     """Fresh weights that are a function of the seed; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(make_generator(seed, INIT_STREAM).initial_seed())
+        torch.default_generator.manual_seed(make_generator(seed, INIT_STREAM).initial_seed())  # that of the CPU alone
         return description.build()
 
 
@@ -232,10 +235,10 @@ def _teacher(experiment: Experiment, domain: Domain, teacher: Path | None) -> tu
     path = teacher or experiment.folder / "pretrain"
     run, weights = (path.parent.parent, path) if path.suffix == ".safetensors" else (path, None)
     if not (run / "model.json").exists():
-        raise UsageError(
-            f"{run}: no finished teacher. Make it first:\n  rsdmri-pretrain --config {experiment.name.replace('-', '/', 1)}\n"
-            "or name one with --teacher RUN"
-        )
+        program = "rsdmri-pretrain" if domain.name == "mri" else f"rsdmri-{domain.name} pretrain"
+        named = [config for config in named_configs() if config.replace("/", "-") == experiment.name]
+        options = f" --config {named[0]}" if named else ", with the configuration and the flags of this command"
+        raise UsageError(f"{run}: no finished teacher. Make it first:\n  {program}{options}\nor name one with --teacher RUN")
     return run, weights
 
 

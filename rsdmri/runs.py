@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,16 @@ from .files import read_json, sha256, write_json, write_text
 FREE = {"images", "save", "log", "snapshots", "runs", "device", "sample", "evaluate"}
 
 
-def open_run(folder: Path, experiment: Experiment, sections: Iterable[str], inputs: dict[str, Path]) -> None:
-    """Begins a run, or checks that the one in ``folder`` had the same settings in ``sections`` and the same inputs."""
+def open_run(
+    folder: Path,
+    experiment: Experiment,
+    sections: Iterable[str],
+    inputs: Mapping[str, Path],
+    derived: Mapping[str, Any] | None = None,
+) -> None:
+    """Begins a run, or checks that the one in ``folder`` had the same settings in ``sections``, ``derived`` ones and inputs."""
     tree = to_tree(experiment)
-    kept = {name: tree[name] for name in ("seed", *sections)}
+    kept = {name: tree[name] for name in ("seed", *sections)} | dict(derived or {})
     hashes = {name: sha256(path) for name, path in inputs.items()}
     path = folder / "provenance.json"
     if path.exists():

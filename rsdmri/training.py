@@ -6,6 +6,8 @@ again by the same command repeats the losses of one that was not.
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,8 +81,7 @@ def train(
     with Progress(stage, options.images, "images", start=images) as progress:
         while images < options.images:
             generator = make_generator(seed, TRAIN_STREAM, images, device=device)
-            with torch.random.fork_rng():  # dropout draws from the global generator: it, too, is a function of the step
-                torch.manual_seed(generator.initial_seed())
+            with _global_generator(device, generator.initial_seed()):
                 values = step(images, generator)
             before, images = images, images + options.batch
             average.update(step.model, images, options.batch)
@@ -98,6 +99,18 @@ def train(
                     saved = images
             progress.update(images, progress.note)
     return average.values, images
+
+
+@contextmanager
+def _global_generator(device: torch.device, seed: int) -> Iterator[None]:
+    """Dropout draws from the global generator of its device: here it, too, is a function of the step. Others are left alone."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _restore(step: Step, average: Average, folder: Path) -> tuple[int, float]:

@@ -1,5 +1,6 @@
 """The commands as users meet them: help that answers at once, mistakes that are named, exit codes."""
 
+import re
 import subprocess
 import sys
 import time
@@ -51,10 +52,48 @@ def test_unknown_verb(capsys):
 
 
 def test_unknown_flag(capsys):
-    with pytest.raises(SystemExit) as stop:
-        run("distill", "--data.acel", "4")
-    assert stop.value.code == 2
-    assert "--data.accel" in capsys.readouterr().err
+    for given, meant in (
+        ("--data.acel", "--data.accel"),
+        ("--acel=4", "--accel"),
+        ("--lr", "--pretrain.lr"),
+        ("--accel.data", "--accel"),
+        ("--smaple.n", "--sample.n"),
+    ):
+        assert run("distill", given, "4") == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: unknown flag '{given.partition('=')[0]}' (did you mean ")
+        assert meant in message
+    assert run("distill", "--zzzzzzzz") == 2
+    assert "unknown flag '--zzzzzzzz'; --help lists all" in capsys.readouterr().err
+    assert run("espirit", "scans", "--out", "x", "--krenel", "5") == 2
+    assert "did you mean --kernel?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("application", [APPLICATION, NATURAL])
+def test_every_flag_that_help_shows_is_known(application, capsys):
+    for verb, command in application.commands.items():
+        with pytest.raises(SystemExit):
+            run(verb, "--help", application=application)
+        shown = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", capsys.readouterr().out))
+        shown -= {"--help", "--accel"} | set(re.findall(r"--[a-z][\w.-]*", command.example))
+        unknown = [flag for flag in shown if flag not in set(cli._flags(command.options))]
+        assert not unknown, (verb, unknown)
+
+
+def test_several_configurations_apply_in_their_order(tmp_path, capsys):
+    (tmp_path / "one.yaml").write_text("pretrain: {batch: 3, images: 7}\n")
+    (tmp_path / "two.yaml").write_text("pretrain: {batch: 5}\n")
+    where = ["--config", tmp_path / "one.yaml", "--config", tmp_path / "two.yaml"]
+    assert run("pretrain", *where, "--pretrain.lr", "0.25", "--print-config") == 0
+    out = capsys.readouterr().out
+    assert "batch: 5" in out
+    assert "images: 7" in out
+    assert "lr: 0.25" in out
+
+
+def test_one_place_for_several_reports_is_refused(tmp_path, capsys):
+    assert run("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c") == 2
+    assert "--out takes one report" in capsys.readouterr().err
 
 
 def test_unknown_key(tmp_path, capsys):
@@ -80,7 +119,9 @@ def test_accel_after_a_configuration_is_a_flag(capsys):
 def test_missing_teacher_exits_2_with_the_command(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("distill", "--accel", "4") == 2
-    assert "rsdmri-pretrain --config mri/r4" in capsys.readouterr().err
+    assert "rsdmri-pretrain --config mri/r4\n" in capsys.readouterr().err
+    assert run("distill", "--accel", "4", "--name", "my-own") == 2
+    assert "rsdmri-pretrain, with the configuration and the flags of this command" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
