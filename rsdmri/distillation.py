@@ -6,8 +6,8 @@ r"""Restoration score distillation (RSD Algorithm 6): a teacher becomes a one-st
 
     SiD (RSD Eq. 11):  sum Re[conj(r - q)(r - w)] - alpha |r - q|^2,  times 1 / max(mean |w - r|, 1e-5), detached
 
-The condition that G is shown, A and A' are independent draws from the data's law: were A the operator that G was shown, G would
-be judged only where it was told. Gradients flow through x_g and through the inputs of both score networks, which are frozen by
+The masks of A and A' are independent of the one that G is shown: were A the operator that G was shown, G would be judged only where
+it was told. Gradients flow through x_g and through the inputs of both score networks, which are frozen by
 ``requires_grad_(False)`` and not by ``no_grad``; the weight alone is detached.
 """
 

@@ -217,6 +217,24 @@ def test_not_finite(tmp_path, value):
     refused(save(tmp_path, kspace=k), "NaN or infinity in slice 1 of 2")
 
 
+@pytest.mark.parametrize("name", ["mask", "sampling_mask", "noise_std"])
+def test_what_is_no_array_of_numbers_is_named(tmp_path, name):
+    path = save(tmp_path, kspace=noise())
+    with h5py.File(path, "r+") as file:
+        file.create_group(name)["inside"] = [1.0]
+    refused(path, f"'{name}' is a group of 1; expected an array of numbers")
+    refused(save(tmp_path, kspace=noise(), **{name: [b"one", b"two"]}), f"'{name}' is .*; expected numbers")
+
+
+def test_noise_std_that_is_text(tmp_path):
+    refused(save(tmp_path, kspace=noise(), at_noise_std="loud"), "'noise_std' is .*; expected numbers")
+
+
+def test_a_target_that_is_none_is_passed_over(tmp_path):
+    path = save(tmp_path, kspace=noise(), reconstruction_rss=3.0)
+    assert read(path).recon_size == (20, 12)
+
+
 def test_mask_of_another_length(tmp_path):
     refused(save(tmp_path, kspace=noise(), mask=np.ones(11)), "'mask' has the shape 11; expected 12")
     refused(save(tmp_path, kspace=noise(), sampling_mask=np.ones((12, 20))), "'sampling_mask' has the shape 12 x 20")

@@ -214,9 +214,10 @@ def _mask(path: Path, file: h5py.File, kspace: Tensor) -> Tensor:
     height, width = kspace.shape[-2:]
     for name in ("mask", "sampling_mask"):
         if name in file:
-            mask = torch.from_numpy(np.asarray(file[name][()]).astype(bool)).squeeze()
+            values = _numbers(path, name, file[name])
+            mask = torch.from_numpy(values.astype(bool)).squeeze()
             if mask.shape not in ((width,), (height, width)):
-                found = " x ".join(map(str, mask.shape))
+                found = " x ".join(map(str, mask.shape)) or "of one number"
                 raise UserError(
                     f"{path}: '{name}' has the shape {found}; expected {width}, one value a column of 'kspace'. Mend or remove it."
                 )
@@ -224,10 +225,21 @@ def _mask(path: Path, file: h5py.File, kspace: Tensor) -> Tensor:
     return sampled(kspace)
 
 
+def _numbers(path: Path, name: str, found: Any) -> np.ndarray:
+    """What is stored under a name, if it is numbers."""
+    if isinstance(found, h5py.Group):
+        raise UserError(f"{path}: '{name}' is a group of {len(found)}; expected an array of numbers. Mend or remove it.")
+    values = np.asarray(found[()] if isinstance(found, h5py.Dataset) else found)
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"{path}: '{name}' is {values.dtype}; expected numbers. Mend or remove it.")
+    return values
+
+
 def _recon_size(file: h5py.File, header: Mapping[str, int], matrix: Iterable[int], swapped: bool) -> tuple[int, int]:
     """Rows and columns of the target, else of the header, else of k-space."""
     height, width = matrix
-    target = next((file[name].shape[-2:] for name in TARGETS if name in file), None)
+    targets = [file[name] for name in TARGETS if isinstance(file.get(name), h5py.Dataset)]
+    target = next((dataset.shape[-2:] for dataset in targets if dataset.ndim >= 2), None)
     if target is not None:
         rows, cols = target[::-1] if swapped else target
     else:
@@ -238,9 +250,10 @@ def _recon_size(file: h5py.File, header: Mapping[str, int], matrix: Iterable[int
 
 
 def _noise_std(path: Path, file: h5py.File) -> float | None:
-    value = file.attrs["noise_std"] if "noise_std" in file.attrs else file["noise_std"][()] if "noise_std" in file else None
-    if value is None:
+    found = file.attrs["noise_std"] if "noise_std" in file.attrs else file.get("noise_std")
+    if found is None:
         return None
+    value = _numbers(path, "noise_std", found)
     if np.size(value) != 1 or not np.isfinite(value).all() or np.ravel(value)[0] < 0:
         raise UserError(f"{path}: 'noise_std' is {value}; expected one number, the noise of k-space per real component")
     return float(np.ravel(value)[0])
