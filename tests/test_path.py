@@ -130,6 +130,13 @@ def test_other_data_or_settings_are_refused_even_when_finished(trained, place, c
     assert "its teacher's own objective" in capsys.readouterr().err
 
 
+def test_a_training_whose_learning_rate_falls_to_its_end_is_not_lengthened(place, tmp_path, capsys):
+    out = ["--out", tmp_path / "falling", "--pretrain.decay"]
+    run("pretrain", *flags(place), *out, "--pretrain.images", "32")
+    run("pretrain", *flags(place), *out, "--pretrain.images", "64", code=1)
+    assert "decay_ends: 32 then, 64 now" in capsys.readouterr().err
+
+
 def test_dropout_is_a_function_of_the_step(place, tmp_path):
     for name in ("one", "two"):
         run("pretrain", *flags(place), "--network.dropout", "0.2", "--pretrain.images", "32", "--out", tmp_path / name)

@@ -1,0 +1,64 @@
+"""What the two steps draw: the order of the data, and whose coils and masks measure a generated image."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from rsdmri.config import DistillConfig, ObjectiveConfig, PretrainConfig
+from rsdmri.denoiser import Denoiser, Generator
+from rsdmri.distillation import Distiller
+from rsdmri.mri.domain import MRILaw
+from rsdmri.objectives import build_objective
+from rsdmri.steps import DistillStep, indices, learning_rate_factor
+from rsdmri.tensors import make_generator
+
+
+def law(n=20, coils=2, size=16):
+    maps = torch.randn(n, coils, size, size, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
+    return MRILaw(maps, torch.arange(n) / n, accel=2.0, acs=2, display_max=1.0)
+
+
+def step(**options):
+    config = dataclasses.replace(DistillConfig(), **options)
+    the_law = law()
+    networks = [Denoiser(torch.nn.Conv2d(3, 2, 1), masked=True) for _ in range(3)]
+    objective = build_objective(ObjectiveConfig(), the_law.thin)
+    distiller = Distiller(networks[0], networks[1], Generator(networks[2], 2.5), objective, config)
+    return DistillStep(distiller, the_law, the_law.thin, (1, 16, 16), torch.complex64, config)
+
+
+def test_an_image_is_measured_by_its_own_coils_and_another_mask():
+    _, condition, operator, noise_std = step(measured_by="rescan").draw(40, make_generator(3))
+    assert torch.equal(condition.maps, operator.maps)
+    bank = law()
+    for maps, std in zip(operator.maps, noise_std, strict=True):  # the noise belongs to the scan of these coils
+        (index,) = [i for i in range(len(bank.maps)) if torch.equal(bank.maps[i], maps)]
+        assert std == bank.noise_std[index]
+    assert (condition.mask.sum(-1) == 5).all()  # floor(16 / 3): shown is what the teacher saw
+    assert (operator.mask.sum(-1) == 8).all()
+    inside = (condition.mask & ~operator.mask).any(-1).double().mean()
+    assert inside > 0.8  # were they drawn within each other, this would be 0
+
+
+def test_the_published_way_draws_other_coils():
+    _, condition, operator, _ = step(measured_by="independent").draw(40, make_generator(3))
+    assert (condition.maps == operator.maps).flatten(1).all(1).double().mean() < 0.3
+
+
+def test_every_sample_comes_once_a_pass_in_an_order_of_its_own():
+    drawn = indices(7, 0, 0, 21)
+    passes = [drawn[i : i + 7] for i in (0, 7, 14)]
+    assert all(sorted(p) == list(range(7)) for p in passes)
+    assert passes[0] != passes[1]
+    assert indices(7, 0, 5, 9) == drawn[5:14]
+    assert indices(7, 1, 0, 21) != drawn
+
+
+def test_learning_rate_rises_and_falls():
+    config = PretrainConfig(images=1000, warmup=100, decay=True)
+    assert learning_rate_factor(50, config) == pytest.approx(0.5, rel=0.01)
+    assert learning_rate_factor(500, config) == pytest.approx(0.5)
+    assert learning_rate_factor(1000, config) == pytest.approx(0.0)
+    assert learning_rate_factor(900, dataclasses.replace(config, decay=False)) == 1.0
