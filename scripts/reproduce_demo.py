@@ -29,7 +29,7 @@ from rsdmri.training import read_log
 
 
 def experiment_of(seed: int, runs: Path, images: int, plus: float) -> MRIExperiment:
-    """The demo's experiment with a longer teacher at a constant learning rate, so that every snapshot is a fair candidate."""
+    """The demo's experiment with a longer teacher; the learning rate is constant, so that every snapshot is a fair candidate."""
     base = load_experiment(MRIExperiment, ["mri/demo"])
     return dataclasses.replace(
         base,
@@ -37,7 +37,7 @@ def experiment_of(seed: int, runs: Path, images: int, plus: float) -> MRIExperim
         runs=runs,
         seed=seed,
         data=dataclasses.replace(base.data, kspace=(runs / "kspace",), maps=runs / "espirit"),
-        pretrain=dataclasses.replace(base.pretrain, images=int(images * plus), decay=False, snapshots=int(8 * plus), ema=8000),
+        pretrain=dataclasses.replace(base.pretrain, images=int(images * plus), snapshots=int(8 * plus)),
         distill=dataclasses.replace(base.distill, snapshots=6),
     )
 
