@@ -1,29 +1,31 @@
 r"""Coil sensitivity maps by ESPIRiT (Uecker et al. 2014, Magn. Reson. Med. 71:990).
 
 Inputs are centred k-space, as in the files. Maps fulfil sum_k |S_k|^2 = 1 on their support and are exactly zero outside. Only a square
-block of k-space, fully sampled and around its centre, is ever looked at: what is measured elsewhere cannot change the maps.
+block of k-space, fully sampled and around its centre, is looked at, and, for its noise, the ends of the readout in the same columns: what
+is measured in other columns cannot change the maps.
 
 ESPIRiT knows the maps up to a phase that is a function of the position, which also is the phase of the combined image. Here it is
 chosen so that the first virtual coil, v^H S with v the strongest combination of the coils in the block, is real and positive, and v so
 that its signal at the centre of k-space is. Unlike the first coil, the usual choice, a virtual coil is never dead.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import TypeAlias
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .kernels import coil_eigenvectors, noise_threshold, row_space, windows
 from .masks import default_acs, find_acs, find_dc, sampled
 
 SMALLEST_CALIB = 12  # lines; with fewer, maps are far off (11-23 % error)
 USUAL_CALIB = 24
 
-#: K-space (coils, H, W) that is zero outside its central block, the width of the block -> maps, eigenvalues (H, W).
-Estimate: TypeAlias = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+SMALLEST_THRESHOLD = 0.02  # singular values below this part of the largest are noise in any scan
+DEFAULT_CROP = {1: 0.95, 2: 0.9}  # by number of sets: where two share a pixel, each explains less of it
+
+Backend = Literal["torch", "sigpy"]
 
 
 def default_calib(width: int) -> int:
@@ -67,17 +69,21 @@ def espirit(
     *,
     calib: int | None = None,
     kernel: int = 6,
-    threshold: float = 0.02,
-    crop: float = 0.95,
-    iterations: int = 30,
-    backend: str = "sigpy",
+    threshold: float | None = None,
+    crop: float | None = None,
+    sets: int = 1,
+    backend: Backend = "torch",
+    iterations: int = 100,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Maps (B, coils, H, W) complex64, eigenvalues (B, H, W) float32 and valid (B,) from k-space (B, coils, H, W) of one scan.
 
     ``calib``, ``kernel``: widths of the calibration block and of the kernels; ``threshold``: of the singular values, as a part of the
-    largest; ``crop``: of the eigenvalues, below which maps are zero; ``iterations`` of the power method; ``mask`` (W,) or (H, W) says
-    what was measured, by default all that is not zero. A slice without signal has zero maps and ``valid`` False.
+    largest, by default 0.02 or what the noise of the scan alone reaches, if that is more; ``crop``: of the eigenvalues, below which maps
+    are zero, by default 0.95 (0.9 for two sets); ``sets`` 2: a second set of maps, for a field of view smaller than the object: maps
+    (B, 2, coils, H, W), eigenvalues (B, 2, H, W); ``backend`` "sigpy": sigpy's implementation, with ``iterations`` of its power method;
+    ``mask`` (W,) or (H, W) says what was measured, by default all that is not zero. A slice without signal has zero maps and ``valid``
+    False. Results are on the device of ``kspace``.
 
     Raises :class:`UserError` if the fully sampled block is narrower than the kernel.
     """
@@ -85,83 +91,101 @@ def espirit(
         raise ValueError(f"complex k-space (slices, coils, H, W) expected, found {kspace.dtype} {tuple(kspace.shape)}")
     if not torch.isfinite(torch.view_as_real(kspace)).all():
         raise UserError("NaN or infinity in k-space: no maps can be estimated from it")
-    if backend != "sigpy":
-        raise UserError(f"unknown ESPIRiT backend '{backend}'; there is 'sigpy'")
-    estimate = partial(_sigpy, kernel=kernel, threshold=threshold, crop=crop, iterations=iterations)
-    kspace = kspace.to("cpu", torch.complex64)
-    mask = sampled(kspace) if mask is None else mask.cpu()
-    maps, eigenvalues = torch.zeros_like(kspace), torch.zeros_like(kspace[:, 0].real)
+    if backend not in ("torch", "sigpy"):
+        raise UserError(f"unknown ESPIRiT backend '{backend}'; there are 'torch' and 'sigpy'")
+    if sets not in DEFAULT_CROP or (sets > 1 and (backend == "sigpy" or kspace.shape[1] < sets)):
+        raise UserError(f"{sets} sets of maps asked for: there are 1 and, of two coils or more with the backend 'torch', 2")
+    kspace = kspace.to(torch.complex64)
+    slices, coils, height, width = kspace.shape
+    maps = kspace.new_zeros(slices, sets, coils, height, width)
+    eigenvalues = maps.real.new_zeros(slices, sets, height, width)
+    valid = torch.zeros(slices, dtype=torch.bool, device=kspace.device)
     if kspace.any():
-        rows, columns = calibration_block(kspace, mask, calib, kernel)
-        for number, block in enumerate(kspace[..., rows, columns]):
-            if block.any():
-                maps[number], eigenvalues[number] = _of_slice(block, kspace.shape[-2:], estimate)
-    return maps, eigenvalues, maps.abs().flatten(1).amax(1) > 0
+        rows, columns = calibration_block(kspace, sampled(kspace) if mask is None else mask, calib, kernel)
+        valid = kspace[..., rows, columns].flatten(1).any(1)
+        scan = kspace[valid]
+        # Files hold values around 1e-6: brought to the order of one, no tolerance is crossed.
+        scan = scan / scan[..., rows, columns].abs().amax((1, 2, 3), keepdim=True)
+        block = scan[..., rows, columns]
+        limit = _thresholds(scan, rows, columns, kernel, threshold)
+        if backend == "torch":
+            found, values = coil_eigenvectors(block, (height, width), kernel, limit, sets)
+        else:
+            found, values = _sigpy(block, (height, width), kernel, limit, iterations)
+        turned = torch.stack([_turn(vectors, samples) for vectors, samples in zip(found, block, strict=True)])
+        # Exactly zero: where the eigenvalue says so, and for coils that are dead.
+        inside = (values > (DEFAULT_CROP[sets] if crop is None else crop))[:, :, None]
+        alive = (block != 0).flatten(2).any(2)[:, None, :, None, None]
+        maps[valid], eigenvalues[valid] = _unit(torch.where(inside & alive, turned, 0)), values
+    if sets == 1:
+        maps, eigenvalues = maps[:, 0], eigenvalues[:, 0]
+    return maps, eigenvalues, maps.flatten(1).any(1)
 
 
-def _of_slice(block: Tensor, size: torch.Size, estimate: Estimate) -> tuple[Tensor, Tensor]:
-    """Maps (coils, H, W) and eigenvalues (H, W) from the calibration block (coils, n, n) of one slice."""
-    # The strongest coil comes first, because backends divide by the phase of the first; and files hold values around 1e-6: brought to
-    # the order of one, no tolerance is crossed.
-    order = block.abs().square().sum((1, 2)).argsort(descending=True)
-    central = torch.zeros(len(block), *size, dtype=torch.complex64)
-    top, left = (n // 2 - block.shape[-1] // 2 for n in size)
-    # The place of the block only turns phases that are the same for all coils: it may move to where backends look for it.
-    central[:, top : top + block.shape[1], left : left + block.shape[2]] = block[order] / block.abs().max()
-    found, eigenvalues = (torch.from_numpy(part) for part in estimate(central.numpy(), block.shape[-1]))
-    maps = torch.empty_like(found)
-    maps[order] = found
-    return _unit(_turn(maps, block)), eigenvalues
+def _thresholds(scan: Tensor, rows: slice, columns: slice, kernel: int, threshold: float | None) -> Tensor:
+    """The threshold (B,) of each slice of k-space (B, coils, H, W)."""
+    if threshold is not None:
+        return torch.full((len(scan),), threshold, dtype=torch.float64, device=scan.device)
+    largest = torch.stack([row_space(windows(part[None, :, rows, columns], kernel))[0][0, 0] for part in scan])
+    return noise_threshold(scan, rows, columns, kernel, largest).clamp(min=SMALLEST_THRESHOLD)
 
 
-def _sigpy(
-    kspace: np.ndarray, calib: int, *, kernel: int, threshold: float, crop: float, iterations: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """sigpy's ESPIRiT."""
+def _sigpy(block: Tensor, size: tuple[int, int], kernel: int, threshold: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """sigpy's ESPIRiT, slice by slice on the CPU: vectors (B, 1, coils, H, W) and eigenvalues (B, 1, H, W) as the other backend's."""
     from sigpy.mri.app import EspiritCalib
 
-    with np.errstate(all="ignore"):  # the phase of a zero
-        app = EspiritCalib(
-            kspace,
-            calib_width=calib,
-            thresh=threshold,
-            kernel_width=kernel,
-            crop=crop,
-            max_iter=iterations,
-            device=-1,
-            output_eigenvalue=True,
-            show_pbar=False,
-        )
-        maps, eigenvalues = app.run()
-    eigenvalues = np.abs(eigenvalues).reshape(kspace.shape[1:]).astype(np.float32)
-    return np.nan_to_num(np.ascontiguousarray(maps, np.complex64), nan=0.0), np.nan_to_num(eigenvalues, nan=0.0)
+    vectors, values = [], []
+    for samples, limit in zip(block.cpu(), threshold.tolist(), strict=True):
+        # The strongest coil comes first, because sigpy divides by the phase of the first.
+        order = samples.abs().square().sum((1, 2)).argsort(descending=True)
+        kspace = torch.zeros(len(samples), *size, dtype=torch.complex64)
+        # The place of the block only turns phases that are the same for all coils: it may move to where sigpy looks for it.
+        top, left = (n // 2 - width // 2 for n, width in zip(size, samples.shape[1:], strict=True))
+        kspace[:, top : top + samples.shape[1], left : left + samples.shape[2]] = samples[order]
+        with np.errstate(all="ignore"):  # the phase of a zero
+            found, eigenvalues = EspiritCalib(
+                kspace.numpy(),
+                calib_width=samples.shape[-1],
+                thresh=limit,
+                kernel_width=kernel,
+                crop=0,
+                max_iter=iterations,
+                output_eigenvalue=True,
+                show_pbar=False,
+            ).run()
+        maps = torch.empty_like(kspace)
+        maps[order] = torch.from_numpy(np.nan_to_num(np.ascontiguousarray(found, np.complex64), nan=0.0))
+        vectors.append(maps)
+        values.append(torch.from_numpy(np.nan_to_num(np.abs(eigenvalues).reshape(size).astype(np.float32), nan=0.0)))
+    return torch.stack(vectors)[:, None].to(block.device), torch.stack(values)[:, None].to(block.device)
 
 
 def _turn(maps: Tensor, block: Tensor) -> Tensor:
-    """Maps (coils, H, W) with the phase in which the first virtual coil of the block is real and positive."""
+    """Maps (sets, coils, H, W) with the phase in which the first virtual coil of the block (coils, n, m) is real and positive."""
     samples = block.flatten(1).to(torch.complex128)
     first = torch.linalg.eigh(samples @ samples.mH)[1][:, -1]  # of the largest eigenvalue
     signal = first.conj() @ samples
     peak = signal[signal.abs().argmax()]
-    first = (first * peak / peak.abs()).to(
-        maps.dtype
-    )  # an eigenvector's own phase is arbitrary: v^H k becomes positive at the peak
-    virtual = torch.einsum("k,khw->hw", first.conj(), maps)
-    return maps * torch.exp(-1j * virtual.angle())
+    first = first * peak / peak.abs()  # an eigenvector's own phase is arbitrary: v^H k becomes positive at the peak
+    virtual = torch.einsum("k,skhw->shw", first.conj().to(maps.dtype), maps)
+    return maps * torch.exp(-1j * virtual.angle())[:, None]
 
 
 def _unit(maps: Tensor) -> Tensor:
-    """Maps (coils, H, W) with sum_k |S_k|^2 = 1 to the last bit, which ||A|| <= 1 rests on, or zero."""
-    norm = maps.abs().square().sum(0).sqrt()
+    """Maps (B, sets, coils, H, W) with sum_k |S_k|^2 = 1 to the last bit, which ||A|| <= 1 rests on, or zero."""
+    norm = maps.abs().square().sum(2, keepdim=True).sqrt()
     return torch.where(norm > 0.5, maps / norm.clamp(min=0.5), 0)
 
 
 def combine(maps: Tensor, coil_images: Tensor) -> Tensor:
-    """sum_k conj(S_k) x_k: coil images (B, coils, H, W) -> image (B, 1, H, W)."""
+    """sum_k conj(S_k) x_k: coil images (B, coils, H, W) -> image (B, 1, H, W), or (B, sets, H, W) of maps (B, sets, coils, H, W)."""
+    if maps.ndim == 5:
+        return (maps.conj() * coil_images[:, None]).sum(2)
     return (maps.conj() * coil_images).sum(1, keepdim=True)
 
 
 def residual(maps: Tensor, coil_images: Tensor) -> Tensor:
     """|x_k - S_k S^H x| / |x| of each slice (B,): how much of the coil images the maps cannot explain; phase included."""
-    rest = coil_images - maps * combine(maps, coil_images)
-    return rest.flatten(1).norm(dim=1) / coil_images.flatten(1).norm(dim=1).clamp(min=1e-30)
+    images = combine(maps, coil_images)
+    explained = (maps * images[:, :, None]).sum(1) if maps.ndim == 5 else maps * images
+    return (coil_images - explained).flatten(1).norm(dim=1) / coil_images.flatten(1).norm(dim=1).clamp(min=1e-30)

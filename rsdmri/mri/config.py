@@ -83,19 +83,22 @@ class SimulateConfig:
 class EspiritConfig:
     """Coil sensitivity maps from the autocalibration lines (Uecker et al. 2014)."""
 
-    backend: Literal["sigpy"] = "sigpy"
-    """Which implementation."""
+    backend: Literal["torch", "sigpy"] = "torch"
+    """Which implementation: ours, or sigpy's, which is slower and gives the same maps."""
     calib: int | None = None
     """Width of the calibration block; by default what an accelerated scan of this width keeps, round(W / 16), if that is at
     least 12 lines, else 24 (both at most the fully sampled block that is found)."""
     kernel: int = 6
     """Width of the kernels in k-space."""
-    threshold: float = 0.02
-    """Singular values of the calibration matrix below this part of the largest are noise."""
-    crop: float = 0.95
-    """Maps are zero where the eigenvalue is below this."""
-    iterations: int = 30
-    """Power iterations a pixel."""
+    threshold: float | None = None
+    """Singular values of the calibration matrix below this part of the largest are noise; by default 0.02, or what the noise at
+    the ends of the readout reaches by itself, if that is more."""
+    crop: float | None = None
+    """Maps are zero where the eigenvalue is below this; by default 0.95, of two sets 0.9."""
+    sets: Literal[1, 2] = 1
+    """Sets of maps; 2 for a field of view smaller than the object. Training takes one."""
+    iterations: int = 100
+    """Power iterations a pixel (backend sigpy)."""
     workers: int = 0
     """Processes; 0: one a core."""
     shard: str = "0/1"
@@ -104,5 +107,7 @@ class EspiritConfig:
     def __post_init__(self) -> None:
         require(self.calib is None or self.calib >= self.kernel, "calib must be at least as wide as the kernel")
         require(self.kernel >= 2, "kernel must be at least 2")
-        require(0 < self.threshold < 1 and 0 <= self.crop < 1, "threshold must lie in (0, 1), crop in [0, 1)")
+        require(self.threshold is None or 0 < self.threshold < 1, "threshold must lie in (0, 1)")
+        require(self.crop is None or 0 <= self.crop < 1, "crop must lie in [0, 1)")
+        require(self.sets == 1 or self.backend == "torch", "two sets of maps need the backend 'torch'")
         require(self.iterations >= 1 and self.workers >= 0, "iterations must be at least 1, workers not negative")

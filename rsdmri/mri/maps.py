@@ -1,6 +1,7 @@
 """Sensitivity maps as files: ``<stem>.maps.h5`` for every scan, with all that they depend on.
 
-``maps`` complex64 (slices, coils, H, W), ``eigenvalues`` float32 (slices, H, W), ``valid`` bool (slices,). Attributes: every parameter,
+``maps`` complex64 (slices, coils, H, W), ``eigenvalues`` float32 (slices, H, W), ``valid`` bool (slices,); two sets of maps have an axis
+more, after the slices. Attributes: every parameter,
 the fully sampled lines that were found (``acs_first``, ``acs_lines``), the width of the block that was used (``calib``), how much of the
 coil images the maps leave unexplained (``residual``, of fully sampled scans), the version, and size and hash of the scan.
 """
@@ -110,8 +111,9 @@ def estimate_file(path: Path, out: Path, config: EspiritConfig) -> str:
             kernel=config.kernel,
             threshold=config.threshold,
             crop=config.crop,
-            iterations=config.iterations,
+            sets=config.sets,
             backend=config.backend,
+            iterations=config.iterations,
             mask=scan.mask,
         )
         attributes = _parameters(config) | _found(scan, config) | _source(path)
@@ -136,9 +138,10 @@ def is_done(path: Path, out: Path, config: EspiritConfig) -> bool:
 
 
 def _parameters(config: EspiritConfig) -> dict[str, Any]:
-    """What the maps depend on; ``calib`` is what was asked for, 0 where the default was."""
-    tree = {name: value for name, value in to_tree(config).items() if name not in ("workers", "shard", "calib")}
-    return {"asked_calib": config.calib or 0, **tree}
+    """What the maps depend on, as it was asked for; 0 where the default was."""
+    tree = {name: value for name, value in to_tree(config).items() if name not in ("workers", "shard")}
+    tree["asked_calib"] = tree.pop("calib")  # ``calib`` is what was found
+    return {name: 0 if value is None else value for name, value in tree.items()}
 
 
 def _found(scan: KSpace, config: EspiritConfig) -> dict[str, Any]:

@@ -1,0 +1,171 @@
+r"""ESPIRiT on the grid of its kernels (Uecker et al. 2014, Magn. Reson. Med. 71:990).
+
+The windows of k x k samples of a calibration block, all coils together, are the rows of a matrix. Its right singular vectors v_m of large
+singular values span the windows that the coils can produce. With the conjugates of the v_m as kernels, K_m, coil by coil,
+
+    R_ij(d) = sum_m sum_a K_mi(a + d) conj(K_mj(a)),       lags d on the grid of (2k - 1)^2
+    G_ij(r) = 1 / k^2 sum_d R_ij(d) exp(2 pi i d r / N)
+
+G(r) is Hermitian, between 0 and 1, and the maps at the pixel r are its eigenvector of the eigenvalue 1. The usual way transforms every kernel
+to the size of the image and sums there; here only the lags are transformed, which is the same sum in another order.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+SLICES = 4  # at once: bounds the memory of the kernels
+PIXELS = {"cpu": 4096, "cuda": 131072}  # at once: on a CPU their matrices stay in its cache
+SQUARINGS = 9  # then what has not converged (eigenvalues that are equal to a part in a thousand) is left to eigh
+PURITY = 1e-3
+#: Largest over root mean square singular value: 1.3 to 2.0 for white noise, more where coils are unequally noisy; signal has 5 to 10.
+NOISE_LIKE = 4.0
+
+
+def coil_eigenvectors(
+    block: Tensor, size: tuple[int, int], kernel: int, threshold: Tensor, sets: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Vectors (B, sets, coils, H, W), of any phase, and eigenvalues (B, sets, H, W) from calibration blocks (B, coils, n, m).
+
+    ``threshold`` (B,) of the singular values, as a part of the largest. Memory: a few times coils^2 times the pixels of a chunk.
+    """
+    vectors, values = [], []
+    for part, limit in zip(block.split(SLICES), threshold.split(SLICES), strict=True):
+        found = _eigenvectors(part, size, kernel, limit, sets)
+        vectors.append(found[0])
+        values.append(found[1])
+    return torch.cat(vectors), torch.cat(values)
+
+
+def _eigenvectors(block: Tensor, size: tuple[int, int], kernel: int, threshold: Tensor, sets: int) -> tuple[Tensor, Tensor]:
+    n, coils = block.shape[:2]
+    height, width = size
+    singular, vectors = row_space(windows(block, kernel))
+    keep = singular > threshold[:, None] * singular[:, :1]
+    correlation = _lags(vectors[:, : int(keep.sum(1).max())], keep, coils, kernel).to(block.dtype)
+    along_y, along_x = (_phases(length, kernel, block) for length in size)
+    rows = torch.einsum("hd,bdeij->bheij", along_y, correlation).reshape(n * height, 2 * kernel - 1, coils**2)
+    found = []
+    for part in rows.split(max(PIXELS.get(block.device.type, PIXELS["cuda"]) // width, 1)):
+        field = (along_x @ part).reshape(-1, coils, coils)
+        found.append(top_eigenvectors(field, sets))
+    result = torch.cat([pair[0] for pair in found]).reshape(n, height, width, sets, coils).permute(0, 3, 4, 1, 2)
+    values = torch.cat([pair[1] for pair in found]).reshape(n, height, width, sets).permute(0, 3, 1, 2)
+    return result.contiguous(), values.contiguous()
+
+
+def windows(block: Tensor, kernel: int) -> Tensor:
+    """All windows (B, count, coils k k) of blocks (B, coils, n, m)."""
+    found = block.unfold(2, kernel, 1).unfold(3, kernel, 1)
+    return found.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
+def row_space(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values (B, r), descending, and conjugated right singular vectors (B, r, columns), in double precision.
+
+    From the smaller of A A^H and A^H A, which squares the singular values: hence the precision.
+    """
+    a = matrix.to(torch.complex128)
+    wide = a.shape[1] < a.shape[2]
+    values, vectors = torch.linalg.eigh(a @ a.mH if wide else a.mH @ a)
+    singular, vectors = values.flip(-1).clamp(min=0).sqrt(), vectors.flip(-1)
+    if wide:
+        vectors = a.mH @ vectors / singular.clamp(min=1e-300)[:, None]
+    return singular, vectors.mH
+
+
+def noise_threshold(kspace: Tensor, rows: slice, columns: slice, kernel: int, largest: Tensor) -> Tensor:
+    """What noise alone would give, as a part of the ``largest`` singular value (B,), from k-space (B, coils, H, W); 0 if it cannot tell.
+
+    Noise is what lies at the ends of the readout, in the columns of the calibration block, which an accelerated scan has too. Ends that are
+    too near the block, hold unmeasured samples or are not like noise tell nothing.
+    """
+    measured = (kspace[..., columns] != 0).any(-1).any(1).any(0).nonzero().flatten()
+    length = rows.stop - rows.start
+    if not len(measured):
+        return torch.zeros_like(largest)
+    first, last = int(measured[0]), int(measured[-1]) + 1
+    lowest = torch.full_like(largest, torch.inf)
+    for end in (slice(first, first + length), slice(last - length, last)):
+        if end.start < 0 or (end.start < rows.stop and rows.start < end.stop):
+            continue
+        ends = kspace[..., end, columns]
+        singular = row_space(windows(ends, kernel))[0]
+        like_noise = (singular[:, 0] < NOISE_LIKE * singular.square().mean(1).sqrt()) & (ends != 0).flatten(1).all(1)
+        # Signal only adds: the quieter end is the better measure.
+        lowest = torch.where(like_noise, torch.minimum(lowest, singular[:, 0]), lowest)
+    return torch.where(lowest.isfinite(), lowest / largest.clamp(min=1e-300), 0)
+
+
+def _lags(vectors: Tensor, keep: Tensor, coils: int, kernel: int) -> Tensor:
+    """R / k^2 (B, g, g, coils, coils) of kernels (B, r, coils k k), the lag d at the index d modulo g = 2 k - 1."""
+    kernels = torch.where(keep[:, : vectors.shape[1], None], vectors, 0).unflatten(2, (coils, kernel, kernel))
+    spectra = torch.fft.fft2(kernels, s=(2 * kernel - 1, 2 * kernel - 1)).permute(0, 3, 4, 2, 1)
+    return torch.fft.ifft2(spectra @ spectra.mH, dim=(1, 2)) / kernel**2
+
+
+def _phases(n: int, kernel: int, like: Tensor) -> Tensor:
+    """exp(2 pi i d r / N), (N, g), of centred pixels r and the lags d in the order of the FFT."""
+    lags = torch.fft.fftfreq(2 * kernel - 1, 1 / (2 * kernel - 1), dtype=torch.float64, device=like.device)
+    pixels = torch.arange(n, dtype=torch.float64, device=like.device) - n // 2
+    return torch.polar(torch.ones((), dtype=torch.float64, device=like.device), 2 * math.pi / n * pixels[:, None] * lags).to(
+        like.dtype
+    )
+
+
+def top_eigenvectors(matrices: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+    """The unit eigenvectors (P, count, n) of the largest eigenvalues (P, count) of positive matrices (P, n, n)."""
+    vectors: list[Tensor] = []
+    values: list[Tensor] = []
+    left = matrices
+    for number in range(count):
+        if number:  # what the eigenvectors so far explain is taken away
+            left = left - values[-1][:, None, None] * (vectors[-1][:, :, None] * vectors[-1][:, None, :].conj())
+        vector = dominant(left)
+        vectors.append(vector)
+        values.append(torch.linalg.vecdot(vector, (matrices @ vector[..., None])[..., 0]).real)
+    return torch.stack(vectors, 1), torch.stack(values, 1)
+
+
+def dominant(matrices: Tensor) -> Tensor:
+    """The unit eigenvector (P, n) of the largest eigenvalue of positive matrices (P, n, n); any unit vector for zero.
+
+    Repeated squaring: of the matrices p of trace one that it leads to, tr p^2 tells how far each is from a projector, and is the trace of
+    the next square. Those that are near enough drop out; a few that are not after many squarings, whose first two eigenvalues are
+    almost equal, are left to eigh. Plain power iteration would need 2^j steps for j squarings.
+    """
+    result = torch.empty_like(matrices[..., 0])
+    power = _times(matrices, 1 / _trace(matrices).clamp(min=1e-30))
+    left = torch.arange(len(matrices), device=matrices.device)
+    for step in range(SQUARINGS):
+        power = power @ power
+        purity = _trace(power)
+        done = purity > 1 - PURITY
+        # Taking rows out costs as much as a squaring: only if it pays.
+        if done.float().mean() > 0.1 or step == SQUARINGS - 1:
+            result[left[done]] = _strongest_column(power[done])
+            go = ~done
+            power, left, purity = power[go], left[go], purity[go]
+            if not len(left):
+                return result
+        power = _times(power, 1 / purity.clamp(min=1e-30))
+    result[left] = torch.linalg.eigh(matrices[left])[1][..., -1]
+    return result
+
+
+def _strongest_column(power: Tensor) -> Tensor:
+    """p times the column of p with the largest diagonal element, normalised: one more step of the power method."""
+    strongest = power.diagonal(dim1=1, dim2=2).real.argmax(1)
+    column = power.gather(2, strongest[:, None, None].expand(-1, power.shape[1], 1))
+    vector = power @ column
+    return _times(vector, torch.view_as_real(vector).square().sum((1, 2, 3)).clamp(min=1e-30).rsqrt())[..., 0]
+
+
+def _trace(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=1, dim2=2).real.sum(1)
+
+
+def _times(matrices: Tensor, factors: Tensor) -> Tensor:
+    """Real factors (P,): half the work of complex ones."""
+    return torch.view_as_complex(torch.view_as_real(matrices) * factors[:, None, None, None])
