@@ -81,6 +81,8 @@ def load_description(folder: Path) -> Description:
     """Reads ``model.json`` of a run folder."""
     path = folder / "model.json"
     tree: dict[str, Any] = read_json(path)
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: not a description of a model")
     if tree.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{path}: format {tree.get('format_version')!r} found, {FORMAT_VERSION} expected: written by another version of rsdmri"

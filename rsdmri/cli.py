@@ -1,7 +1,9 @@
 """The command line: verbs -> pipeline. Everything is parsed before torch is imported, so that ``--help`` answers at once."""
 
+import atexit
 import dataclasses
 import difflib
+import os
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from .config import Experiment, to_tree
-from .errors import UsageError, UserError, did_you_mean
+from .errors import NotWritable, UsageError, UserError, did_you_mean
+from .files import not_writable
 from .settings import load_experiment, named_configs, read_yaml, validate
 
 if TYPE_CHECKING:
@@ -23,13 +26,15 @@ if TYPE_CHECKING:
 class Command:
     """One verb: its help, the dataclass of its options, what it calls with them, and the options of an example.
 
-    ``options`` has a field ``experiment`` if the verb works on one; then configurations and flags fill it.
+    ``options`` has a field ``experiment`` if the verb works on one; then configurations and flags fill it. ``makes`` is where in
+    RUNS/NAME its results go.
     """
 
     help: str
     options: type[Any]
     run: Callable[[Any], None]
     example: str = ""
+    makes: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Common:
     config: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Configuration: a name (see above) or a YAML file. Given several times, they apply in their order; flags come last."""
     out: Path | None = None
-    """Where the results go; by default RUNS/NAME/VERB."""
+    """Where the results go, instead of their place in RUNS/NAME."""
     print_config: bool = False
     """Print the resolved configuration and stop."""
     dry_run: bool = False
@@ -104,36 +109,41 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
             _say(_pipeline().report(experiment, domain(), o.out) / "report.html")
 
     return {
-        "prepare": Command("Turn the data into the fixed corrupted data set.", base, prepare, "--config mine.yaml"),
+        "prepare": Command("Turn the data into the fixed corrupted data set.", base, prepare, "--config mine.yaml", "prepare"),
         "pretrain": Command(
             "Phase I: train a diffusion teacher on corrupted observations.",
             base,
             pretrain,
             "--config mine.yaml --pretrain.lr 2e-4",
+            "pretrain",
         ),
         "distill": Command(
             "Phase II: distil the teacher into a one-step generator.",
             with_field("teacher", Annotated[Path | None, teacher], None),
             distill,
             "--config mine.yaml --teacher runs/mine/pretrain",
+            "distill",
         ),
         "sample": Command(
             "Make images with the generator or the teacher.",
             with_field("run", Annotated[Path | None, run_help], None),
             sample,
             "--config mine.yaml --sample.n 1000",
+            "the folder of the run, by default distill, else pretrain",
         ),
         "evaluate": Command(
             "Measure observations, teacher and generator, with and without references.",
             with_field("samples", Annotated[tuple[str, ...], more], ()),
             evaluate,
             "--config mine.yaml",
+            "evaluate",
         ),
         "report": Command(
             "Write report.html and report.json of an experiment.",
             with_field("runs", Annotated[tyro.conf.Positional[tuple[Path, ...]], folders], ()),
             report,
             "runs/mine",
+            "report.html",
         ),
     }
 
@@ -171,6 +181,7 @@ def _of_folder(kind: type[Experiment], folder: Path) -> Experiment:
 
 def run(application: Application, arguments: Sequence[str], verb: str | None = None) -> int:
     """Runs one command line and returns the exit code: 0, 1 for a file or run that is wrong, 2 for a wrong command line."""
+    sys.unraisablehook = _once
     try:
         if verb is None:
             verb, arguments = _split(application, arguments)
@@ -178,15 +189,36 @@ def run(application: Application, arguments: Sequence[str], verb: str | None = N
                 return 0
         _run_verb(application, verb, list(arguments))
         return 0
+    except NotWritable as error:
+        print(f"error: {error}", file=sys.stderr)
+        atexit.register(_leave, error.exit_code)
+        return error.exit_code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:  # of what was named as an output
-        print(f"error: {error.filename}: {error.strerror}. Choose another place with --out or --runs.", file=sys.stderr)
+    except OSError as error:  # what the system says about a file or a folder is the user's to mend
+        if error.errno is None:
+            raise
+        print(
+            f"error: {error.filename or 'output'}: {error.strerror}. Choose another place with --out or --runs.", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted; the same command goes on from what was finished", file=sys.stderr)
         return 130
+
+
+def _leave(code: int) -> None:
+    """Ends the process at once: HDF5 crashes at its own exit when it could not write what it holds."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _once(problem: Any) -> None:
+    """HDF5 says that a disk is full once more for every object that it closes; the error itself is reported."""
+    if not_writable(problem.exc_value) is None:
+        sys.__unraisablehook__(problem)
 
 
 def _split(application: Application, arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
@@ -228,7 +260,8 @@ def _run_verb(application: Application, verb: str, arguments: list[str]) -> None
 
         print(yaml.safe_dump(to_tree(options.experiment), sort_keys=False), end="")
     elif options.dry_run:
-        print(f"{program}: the configuration is valid; results would go to {options.out or options.experiment.folder / verb}")
+        place = options.out or (command.makes if " " in command.makes else options.experiment.folder / command.makes)
+        print(f"{program}: the configuration is valid; results would go to {place}")
     else:
         command.run(options)
 

@@ -8,6 +8,8 @@ Numbers of images count what training has seen, whatever the batch.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, dataclass_transform
@@ -17,7 +19,18 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def section(cls: type[T]) -> type[T]:
-    """A frozen, keyword-only dataclass whose YAML form may hold no key that is not a field."""
+    """A frozen, keyword-only dataclass whose YAML form may hold no key that is not a field, and whose numbers are finite."""
+    limits: Callable[[Any], None] | None = getattr(cls, "__post_init__", None)
+
+    def check(self: Any) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, float)]
+            require(all(map(math.isfinite, numbers)), f"{f.name} must be finite")
+        if limits is not None:
+            limits(self)
+
+    cls.__post_init__ = check  # type: ignore[attr-defined]
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     return dataclass(frozen=True, kw_only=True)(cls)
 
@@ -108,6 +121,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         require(self.images >= 1 and self.batch >= 1, "images and batch must be at least 1")
         require(self.lr > 0, "pretrain.lr must be positive")
+        require(min(self.warmup, self.clip, self.snapshots) >= 0, "pretrain: warmup, clip and snapshots must not be negative")
         require(all(0 <= beta < 1 for beta in self.betas), "pretrain.betas must lie in [0, 1)")
         require(self.ema >= 0 and self.ema_ramp >= 0, "ema and ema_ramp must not be negative")
         require(self.save >= 1 and self.log >= 1, "save and log must be at least 1")
@@ -160,6 +174,8 @@ class DistillConfig:
     def __post_init__(self) -> None:
         require(self.images >= 1 and self.batch >= 1, "images and batch must be at least 1")
         require(self.lr_fake > 0 and self.lr_generator > 0, "lr_fake and lr_generator must be positive")
+        require(min(self.clip, self.snapshots) >= 0, "distill: clip and snapshots must not be negative")
+        require(self.ema >= 0 and self.ema_ramp >= 0, "ema and ema_ramp must not be negative")
         require(all(0 <= beta < 1 for beta in self.betas), "distill.betas must lie in [0, 1)")
         require(0 < self.t_max <= 1, "distill.t_max must lie in (0, 1]")
         require(0 < self.sigma_min < self.sigma_max, "distill needs 0 < sigma_min < sigma_max")

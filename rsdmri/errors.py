@@ -20,6 +20,10 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class NotWritable(UserError):
+    """An output could not be written: the disk is full, or the place is not for writing."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the nearest known word, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -47,21 +47,22 @@ class Evaluator:
             return {}
         return _plain(compare(images, self.clean, self.other_clean))
 
-    def proximal(self, images: Image, seeds: Sequence[int]) -> Scores:
-        """Distances of the corrupted images to the observations; ``seeds`` are those that the images were drawn with."""
-        return _plain(compare(self.corrupt(images[: self.n], seeds[: self.n]), self.observed, self.other_observed))
+    def proximal(self, images: Image, seeds: Sequence[int], law: Law | None = None) -> Scores:
+        """Distances of the corrupted images to the observations; ``seeds`` and ``law`` are those that the images were drawn with."""
+        corrupted = self.corrupt(images[: self.n], seeds[: self.n], law or self.law)
+        return _plain(compare(corrupted, self.observed, self.other_observed))
 
     def observation_scores(self) -> tuple[Scores, Scores]:
         """The row of the observations themselves: true and proximal."""
         return self.shown(self.observations_row), _plain(compare(self.other_observed, self.observed, self.other_observed))
 
-    def corrupt(self, images: Image, seeds: Sequence[int]) -> Tensor:
+    def corrupt(self, images: Image, seeds: Sequence[int], law: Law) -> Tensor:
         """Images through the coils that their seeds drew, with masks and noise that are functions of the seeds; shown as observations."""
         shown = []
         for index, seed in enumerate(seeds):
-            drawn_for, noise_std = self.law.draw(1, sample_generator(seed))
+            drawn_for, noise_std = law.draw(1, sample_generator(seed))
             generator = make_generator(seed, PROXIMAL_STREAM)
-            operator = self.law.rescan(drawn_for, generator)
+            operator = law.rescan(drawn_for, generator)
             obs = observe(images[index : index + 1], operator, noise_std, generator)
             shown.append(self.domain.display(operator.to_image(obs.y), self.law))
         return torch.cat(shown)

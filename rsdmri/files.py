@@ -4,31 +4,59 @@ Everything is written to a temporary name beside its place and renamed when it i
 name is never half written, whatever kills the process.
 """
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import NotWritable, UserError
+
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """Gives a temporary path in the folder of ``path``; renames it to ``path`` if the block succeeds, else removes it."""
+    """Gives a temporary path in the folder of ``path``; renames it to ``path`` if the block succeeds, else removes it.
+
+    A disk that is full or cannot be written is :class:`NotWritable`.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: some writers choose their format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        _of_output(path, lambda: path.parent.mkdir(parents=True, exist_ok=True))
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _of_output(path, lambda: os.replace(temporary, path))
+    except (OSError, RuntimeError) as error:  # libraries of C report a full disk in their own ways
+        reason = not_writable(error)
+        if reason is None:
+            raise
+        raise NotWritable(
+            f"{path}: cannot be written ({reason}). Make room, or choose another place with --out or --runs."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _of_output(path: Path, action: Callable[[], None]) -> None:
+    """Runs what concerns the place of an output and nothing else: whatever the system says is the user's to mend."""
+    try:
+        action()
+    except OSError as error:
+        raise NotWritable(f"{path}: cannot be written ({error.strerror}). Choose another place with --out or --runs.") from error
+
+
+def not_writable(error: BaseException) -> str | None:
+    """Why the system would not write, in its words, if that is what an error says."""
+    codes = (code for code in NOT_WRITABLE if getattr(error, "errno", None) == code or os.strerror(code) in str(error))
+    return next(map(os.strerror, codes), None)
 
 
 def write_text(path: Path | str, text: str) -> None:

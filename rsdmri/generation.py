@@ -20,7 +20,7 @@ from .errors import UserError
 from .files import atomic
 from .operators import LinearOperator
 from .progress import Progress
-from .sampling import heun, levels, noises, sample_generator
+from .sampling import heun, heun_calls, levels, noises, sample_generator
 from .tensors import Image
 
 
@@ -28,6 +28,7 @@ from .tensors import Image
 class Model:
     """A trained network with the law of its data: all that sampling needs."""
 
+    run: Path
     denoiser: Denoiser
     description: Description
     law: Law
@@ -37,7 +38,9 @@ class Model:
     @property
     def calls(self) -> int:
         """Network calls an image, with the run's own sampler."""
-        return 1 if self.description.role == "generator" else 2 * self.experiment.sample.steps - 1
+        options = self.experiment.sample
+        sigmas = levels(options.steps, options.sigma_min, options.sigma_max, options.rho)
+        return 1 if self.description.role == "generator" else heun_calls(sigmas, options.stop)
 
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], options: SampleConfig | None = None) -> Image:
@@ -79,7 +82,7 @@ def open_model(run: Path, domain: Domain, experiment: Any, device: torch.device,
     if not (run / "model.json").exists():
         raise UserError(f"{run}: no finished run here (no model.json). Make one: rsdmri-pretrain, then rsdmri-distill")
     denoiser, description = load_model(run, weights)
-    return Model(denoiser.to(device), description, domain.law(run / "operators.h5"), experiment, device)
+    return Model(run, denoiser.to(device), description, domain.law(run / "operators.h5"), experiment, device)
 
 
 def write_samples(model: Model, path: Path, stage: str) -> None:
@@ -101,6 +104,7 @@ def write_samples(model: Model, path: Path, stage: str) -> None:
         file["images"] = stack[:, 0].numpy() if model.description.complex_images else stack.movedim(1, -1).numpy()
         file["seeds"] = np.array(seeds, np.int64)
         file.attrs.update(seconds_per_image=seconds, network_calls=model.calls, role=model.description.role, batch=options.batch)
+        file.attrs["run"] = str(model.run.resolve())
 
 
 def read_samples(path: Path) -> tuple[Image, dict[str, Any]]:
@@ -110,6 +114,8 @@ def read_samples(path: Path) -> tuple[Image, dict[str, Any]]:
             images = torch.from_numpy(file["images"][()])
             attributes = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
             attributes["seeds"] = file["seeds"][()].tolist()
-    except (OSError, KeyError) as error:
+            if len(attributes["seeds"]) != len(images) or min(attributes["seeds"], default=0) < 0:
+                raise KeyError("one seed an image, none negative, expected")
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a file of samples ({error}). Make it: rsdmri-sample") from None
     return (images[:, None] if images.is_complex() else images.movedim(-1, 1)), attributes

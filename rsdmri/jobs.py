@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from traceback import extract_tb
 from typing import TypeAlias, TypeVar
 
-from .errors import UsageError, UserError
+from .errors import NotWritable, UsageError, UserError
 from .progress import Progress
 
 T = TypeVar("T")
@@ -44,7 +44,8 @@ def run_files(
 
     ``function`` returns a short note for the progress line, and writes its output atomically: then a run that was interrupted goes
     on where it stopped. ``workers`` 0: one a core; with 1 everything happens in this process, else ``function`` and ``done`` must
-    be picklable. What one input raises does not stop the others; at the end a :class:`UserError` lists what failed and why.
+    be picklable. What one input raises does not stop the others; at the end a :class:`UserError` lists what failed and why. Only a
+    disk that cannot be written ends the run at once.
     """
     failures: dict[T, str] = {}
     attempt = partial(_attempt, function, done)
@@ -67,13 +68,16 @@ def run_files(
             _in_pool(attempt, inputs, workers, report)
     if failures:
         listed = "\n".join(failures[item] for item in inputs if item in failures)
-        raise UserError(f"{len(failures)} of {len(inputs)} {unit} failed, the others are done:\n{listed}")
+        others = ", the others are done" if len(failures) < len(inputs) else ""
+        raise UserError(f"{len(failures)} of {len(inputs)} {unit} failed{others}:\n{listed}")
 
 
 def _attempt(function: Callable[[T], str], done: Callable[[T], bool] | None, item: T) -> Result:
     """One input. An error that a user can mend is its text; any other says where it arose."""
     try:
         return ("", None) if done is not None and done(item) else (function(item), None)
+    except NotWritable:  # the next output would not find room either
+        raise
     except UserError as error:
         return "", str(error)
     except Exception as error:

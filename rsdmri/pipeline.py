@@ -6,6 +6,8 @@ Nothing but ``evaluate`` opens references.h5.
 """
 
 import copy
+import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,9 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
             f"{run}: this teacher was trained with {described.objective}, not with {experiment.objective}. The fake score must be"
             " trained on its teacher's own objective."
         )
+    if experiment.network != described.network:
+        print(f"distill: the networks are the teacher's, {described.network}", file=sys.stderr)
+        experiment = dataclasses.replace(experiment, network=described.network)
     objective = _objective(experiment, domain, law)
     config = experiment.distill
     if config.space == "image":
@@ -123,6 +128,8 @@ def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, sa
     """Distances of observations, teacher, generator and any other ``samples`` (row name -> samples.h5) into metrics.json."""
     out = out or experiment.folder / "evaluate"
     paths = {"teacher": experiment.folder / "pretrain" / "samples.h5", "rsd": experiment.folder / "distill" / "samples.h5"}
+    if "observation" in (samples or {}):
+        raise UsageError("the row 'observation' is that of the data themselves: name the samples otherwise")
     paths = {name: path for name, path in paths.items() if path.exists()} | dict(samples or {})
     if not paths:
         raise UserError(f"{experiment.folder}: no samples to evaluate. Make them: rsdmri-sample")
@@ -135,12 +142,24 @@ def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, sa
     for name, (images, attributes) in found.items():
         times = {key: attributes.get(key) for key in ("seconds_per_image", "network_calls")}
         rows.append(
-            {"name": name, **times, "metrics": judge.true(images), "proximal": judge.proximal(images, attributes["seeds"])}
+            {
+                "name": name,
+                **times,
+                "metrics": judge.true(images),
+                "proximal": judge.proximal(images, attributes["seeds"], _law_of(domain, paths[name], attributes)),
+            }
         )
     order = {name: i for i, name in enumerate(("observation", "teacher", "teacher+", "rsd"))}
     rows.sort(key=lambda row: order.get(row["name"], len(order)))
     write_json(out / "metrics.json", {"n": judge.n, "rows": rows, "samples": {name: str(path) for name, path in paths.items()}})
     return out
+
+
+def _law_of(domain: Domain, samples: Path, attributes: Mapping[str, Any]) -> Law | None:
+    """The law from which the operators of samples were drawn: that of their run, which lies beside them if it was not moved."""
+    folders = [samples.parent, Path(str(attributes.get("run", samples.parent)))]
+    found = next((folder / "operators.h5" for folder in folders if (folder / "operators.h5").exists()), None)
+    return None if found is None else domain.law(found)
 
 
 def evaluator(experiment: Experiment, domain: Domain, samples: int) -> Evaluator:
@@ -159,24 +178,33 @@ def report(experiment: Experiment, domain: Domain, out: Path | None = None) -> P
     path = folder / "evaluate" / "metrics.json"
     if not path.exists():
         raise UserError(f"{path}: nothing was evaluated yet. Run: rsdmri-evaluate")
-    results = read_json(path)
-    rows = [
-        Row(
-            name=row["name"],
-            seconds_per_image=row["seconds_per_image"],
-            network_calls=row["network_calls"],
-            metrics={name: Score(**score) for name, score in row["metrics"].items()},
-            proximal={name: Score(**score) for name, score in row["proximal"].items()},
-        )
-        for row in results["rows"]
-    ]
+    rows, samples = _results(path)
     runs = [folder / name for name in ("pretrain", "distill") if (folder / name / "metrics.jsonl").exists()]
     curves: list[Curve] = [curve for run in runs for curve in load_curves(run / "metrics.jsonl", run.name)]
     shown = [c for c in curves if c.y_label.startswith("loss") or c.label.startswith("loss")] or curves
     provenances = {run.name: read_json(run / "provenance.json") for run in runs}
     config = (runs[-1] / "config.yaml").read_text(encoding="utf-8") if runs else ""
-    write_report(out, experiment.name, rows, shown, _grids(experiment, domain, results["samples"]), provenances, config)
+    write_report(out, experiment.name, rows, shown, _grids(experiment, domain, samples), provenances, config)
     return out
+
+
+def _results(path: Path) -> tuple[list[Row], dict[str, str]]:
+    """Rows and places of the samples of a metrics.json."""
+    try:
+        results = read_json(path)
+        rows = [
+            Row(
+                name=row["name"],
+                seconds_per_image=row["seconds_per_image"],
+                network_calls=row["network_calls"],
+                metrics={name: Score(**score) for name, score in row["metrics"].items()},
+                proximal={name: Score(**score) for name, score in row["proximal"].items()},
+            )
+            for row in results["rows"]
+        ]
+        return rows, dict(results["samples"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not the results of an evaluation ({error!r}). Run rsdmri-evaluate again.") from None
 
 
 def _grids(experiment: Experiment, domain: Domain, samples: Mapping[str, str]) -> list[Grid]:

@@ -37,8 +37,10 @@ def open_run(
     path = folder / "provenance.json"
     if path.exists():
         earlier = read_json(path)
+        if not isinstance(earlier, dict) or not {"settings", "inputs"} <= earlier.keys():
+            raise UserError(f"{path}: not the record of a run. Choose another place with --out, or delete {folder}.")
         changed = list(
-            _differences({"settings": earlier["settings"], "inputs": earlier["inputs"]}, {"settings": kept, "inputs": hashes})
+            _differences({name: earlier[name] for name in ("settings", "inputs")}, {"settings": kept, "inputs": hashes})
         )
         if changed:
             raise UserError(

@@ -54,6 +54,12 @@ def heun(denoise: Denoise, noise: Image, sigmas: Tensor, stop: float = 0.0) -> I
     return x
 
 
+def heun_calls(sigmas: Tensor, stop: float = 0.0) -> int:
+    """Calls of the network in :func:`heun`: two a step, one in the step that returns."""
+    steps = next(number for number, then in enumerate(sigmas[1:].tolist()) if then < stop or then == 0)
+    return 2 * steps + 1
+
+
 def noises(generators: Sequence[torch.Generator], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """One noise a generator, (B, *shape)."""
     return torch.cat([randn((1, *shape), dtype, generator) for generator in generators])

@@ -6,7 +6,7 @@ against the dataclasses of ``config``: an unknown key, a wrong type or a broken 
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +67,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date or a number that is none
         raise UsageError(f"{path}: not readable YAML ({error})") from None
     if tree is None:
         return {}
@@ -104,6 +104,25 @@ def _explain(kind: type[Any], problem: Any) -> str:
         for part in place[:-1]:
             section = typing.get_type_hints(section)[part]
         known = [field.name for field in dataclasses.fields(section)]
-        return f"unknown key '{'.'.join(place)}'{did_you_mean(place[-1], known)}"
+        meant = did_you_mean(place[-1], known) or _elsewhere(kind, place[-1])
+        return f"unknown key '{'.'.join(place)}'{meant}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{'.'.join(place)}: {message}" if place else message
+
+
+def _elsewhere(kind: type[Any], word: str) -> str:
+    """``" (did you mean 'pretrain.lr'?)"`` where another section has a key of this name, or of one that begins like it."""
+    keys = list(_keys(kind))
+    last = [key.rpartition(".")[2] for key in keys]
+    near = [key for key, name in zip(keys, last, strict=True) if name == word]
+    near = near or [key for key, name in zip(keys, last, strict=True) if min(len(name), len(word)) > 2 and word.startswith(name)]
+    return f" (did you mean {' or '.join(repr(key) for key in near[:3])}?)" if near else ""
+
+
+def _keys(kind: type[Any], prefix: str = "") -> Iterator[str]:
+    """All keys of a configuration, with their sections."""
+    for name, inner in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(inner):
+            yield from _keys(typing.cast(type[Any], inner), f"{prefix}{name}.")
+        else:
+            yield prefix + name

@@ -165,9 +165,12 @@ def read_log(path: Path) -> list[dict[str, float]]:
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(line))
+            found = json.loads(line)
         except ValueError:
             break
+        if not isinstance(found, dict) or not {"images", "seconds"} <= found.keys():
+            raise UserError(f"{path}: a line without 'images' and 'seconds': not the log of a training")
+        lines.append(found)
     return lines
 
 

@@ -1,8 +1,9 @@
 """Photographs as an application of the engine: random inpainting."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import torch
@@ -87,6 +88,8 @@ class Natural:
         if data.images is None:
             raise UserError("no photographs given: name an .npz (data.images)")
         images = read_images(data.images, data.split, data.size)
+        split = data.reference_split or data.split
+        references = images if split == data.split else read_images(data.images, split, data.size)
         parts = [self._corrupt(images[i : i + 1], f"{data.split}/{i}", experiment) for i in range(len(images))]
         with atomic(out / "observations.h5") as temporary, h5py.File(temporary, "w") as file:
             group = file.create_group("inpainting")
@@ -95,8 +98,6 @@ class Natural:
             group.create_dataset("mask", data=masks.numpy(), compression="gzip", compression_opts=1)
             group["name"] = [f"{data.split}/{i}" for i in range(len(images))]
             file.attrs.update(missing=data.missing, noise_std=data.noise_std)
-        split = data.reference_split or data.split
-        references = images if split == data.split else read_images(data.images, split, data.size)
         with atomic(out / "references.h5") as temporary, h5py.File(temporary, "w") as file:
             file["images"] = references.numpy()
             file["name"] = [f"{split}/{i}" for i in range(len(references))]
@@ -110,7 +111,9 @@ class Natural:
 
     def observations(self, path: Path, experiment: NaturalExperiment) -> InpaintingObservations:
         data = InpaintingObservations(path, experiment.data.delta)
-        _check_same(path, data.missing, data.noise_std, experiment)
+        asked = experiment.data
+        values = {name: (getattr(data, name), getattr(asked, name)) for name in ("missing", "noise_std")}
+        _check_same(path, {**values, "size": (data.size, (asked.size, asked.size))})
         return data
 
     def references(self, path: Path) -> tuple[Image, list[str]]:
@@ -128,18 +131,18 @@ class Natural:
         except (OSError, KeyError, ValueError) as error:
             raise UserError(f"{path}: not the operators of a run ({error})") from None
         if experiment is not None:
-            _check_same(path, law.missing, law.noise_std, experiment)
+            asked = experiment.data
+            _check_same(path, {name: (getattr(law, name), getattr(asked, name)) for name in ("missing", "noise_std", "delta")})
         return law
 
     def display(self, x: Image, law: Law) -> Tensor:
         return ((x.clamp(-1, 1) + 1) * 127.5).round().movedim(1, -1) / 255
 
 
-def _check_same(path: Path, missing: float, noise_std: float, experiment: NaturalExperiment) -> None:
-    """The corruption belongs to the data: an experiment that asks for another one is wrong, not a variant."""
-    asked = experiment.data
-    if (asked.missing, asked.noise_std) != (missing, noise_std):
+def _check_same(path: Path, values: Mapping[str, tuple[Any, Any]]) -> None:
+    """The corruption belongs to the data: an experiment that asks for another one is wrong, not a variant. (found, asked)"""
+    other = [f"data.{name} {found} (not {asked})" for name, (found, asked) in values.items() if found != asked]
+    if other:
         raise UserError(
-            f"{path}: made with missing {missing:g} and noise_std {noise_std:g}; {asked.missing:g} and {asked.noise_std:g} are asked"
-            " for. Give the same, or run rsdmri-natural prepare (and what follows it) again."
+            f"{path}: made with {', '.join(other)}. Give the same, or run rsdmri-natural prepare (and what follows it) again."
         )

@@ -180,3 +180,25 @@ def test_an_acceleration_that_the_matrix_cannot_give(accel, acs, capsys, tmp_pat
     assert "phantom_0000.h5" in err
     assert "possible" in err
     assert not list((tmp_path / "runs").rglob("observations.h5"))
+
+
+def test_an_acceleration_without_a_configuration_needs_one(capsys):
+    assert run("pretrain", "--accel", "3") == 2
+    assert "there is no configuration mri/r3" in capsys.readouterr().err
+    assert run("pretrain", "--accel", "4.0", "--dry-run") == 0
+    assert "mri-r4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verb", "place"),
+    [("prepare", "runs/mri-r4/prepare"), ("sample", "the folder of the run"), ("report", "runs/mri-r4/report.html")],
+)
+def test_a_dry_run_names_the_place_of_the_results(verb, place, capsys):
+    assert run(verb, "--accel", "4", "--dry-run") == 0
+    assert place in capsys.readouterr().out
+
+
+def test_numbers_of_flags_are_finite(tmp_path, capsys):
+    assert run("simulate", "--phantoms", "1", "--phase", "nan", "--out", tmp_path / "x") == 2
+    assert "phase must be finite" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

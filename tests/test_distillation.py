@@ -11,12 +11,14 @@ from typing import ClassVar
 
 import pytest
 import torch
+from cases import mri
 from torch import Tensor, nn
 
 from rsdmri import noise
 from rsdmri.config import DistillConfig, ObjectiveConfig
-from rsdmri.distillation import Distiller, sid_loss
-from rsdmri.objectives import AmbientTweedie, Standard
+from rsdmri.distillation import Distiller, shown, sid_loss
+from rsdmri.objectives import Ambient, AmbientTweedie, Standard
+from rsdmri.observations import Observation
 from rsdmri.operators import LinearOperator
 
 
@@ -162,12 +164,71 @@ def test_gradient_flows_through_everything_but_the_weight(generator):
 
 def test_fake_loss_gives_the_generator_no_gradient(generator):
     g = LinearGenerator(START.clone())
-    fake = Linear(COVARIANCE)
-    distiller = Distiller(Linear(COVARIANCE), fake, g, Standard(ObjectiveConfig()), DistillConfig())
+    fake = Linear(nn.Parameter(COVARIANCE.clone()))
+    distiller = Distiller(Linear(nn.Parameter(COVARIANCE.clone())), fake, g, Standard(ObjectiveConfig()), DistillConfig())
     z, operator = torch.randn(4, 1, 1, 3, generator=generator), Matrix(EYE.expand(4, 3, 3))
-    loss = distiller.fake_loss(z, operator, operator, torch.zeros(4), torch.ones(4), generator)
-    assert not loss.requires_grad or all(p.grad is None for p in g.parameters())
-    assert all(not p.requires_grad for p in distiller.teacher.parameters())
+    distiller.fake_loss(z, operator, operator, torch.zeros(4), torch.ones(4), generator).sum().backward()
+    assert fake.covariance.grad is not None
+    assert all(p.grad is None for p in (*g.parameters(), *distiller.teacher.parameters()))
+
+
+def test_generator_loss_reaches_the_generator_alone(generator):
+    g = LinearGenerator(START.clone())
+    networks = [Linear(nn.Parameter(COVARIANCE.clone())) for _ in range(2)]
+    distiller = Distiller(networks[0], networks[1].requires_grad_(False), g, Standard(ObjectiveConfig()), DistillConfig())
+    z, operator = torch.randn(4, 1, 1, 3, generator=generator), Matrix(EYE.expand(4, 3, 3))
+    distiller.generator_loss(z, operator, operator, torch.zeros(4), torch.ones(4), generator).sum().backward()
+    assert all(p.grad is not None for p in g.parameters())
+    assert all(p.grad is None for network in networks for p in network.parameters())
+
+
+class Constant(nn.Module):
+    """A denoiser that knows the image, as a perfect one at the level zero."""
+
+    sigma_data, masked = 0.5, True
+
+    def __init__(self, image):
+        super().__init__()
+        self.image = image
+
+    def forward(self, x_t, sigma, mask=None):
+        return self.image
+
+
+@pytest.mark.parametrize("space", ["measured", "image", "kept"])
+def test_in_every_space_a_perfect_prediction_is_the_target(space, generator):
+    """Where the scores say the image itself, r = q = w: nothing is left to learn. In another operator's space it would be."""
+    operator = mri(generator)
+    thinned = mri(generator).with_mask(operator.mask & (torch.arange(16) != 8))
+    x = torch.randn(3, 1, 10, 16, dtype=torch.complex128, generator=generator)
+    objective = Ambient(ObjectiveConfig(), lambda whole, _: whole.with_mask(thinned.mask))
+    predicted = Constant(x)
+    obs = Observation(operator.forward(x), operator, torch.zeros(3))
+    perturbed = objective.perturb(obs, torch.ones(3), generator)
+    r = objective.predict(predicted, perturbed, obs, space)
+    support = operator.support()
+    expected = {"measured": operator.gram(x), "image": support * x, "kept": perturbed.thinned.gram(x)}[space]
+    assert torch.allclose(r, expected, atol=1e-12)
+    distiller = Distiller(Constant(x), Constant(x + 1), lambda z, condition: x, objective, DistillConfig(space=space))
+    seen = {}
+
+    def loss(r, q, w, alpha):
+        seen.update(r=r, q=q, w=w)
+        return torch.zeros(3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rsdmri.distillation.sid_loss", loss)
+        distiller.generator_loss(x, operator, operator, torch.zeros(3), torch.ones(3), generator)
+    assert torch.allclose(seen["r"], seen["w"], atol=1e-12)
+    assert not torch.allclose(seen["q"], seen["w"], atol=1e-2)
+
+
+def test_what_a_generator_is_shown(generator):
+    operator = mri(generator)
+    assert shown(operator, DistillConfig(condition="drawn")) is operator
+    full = shown(operator, DistillConfig(condition="full"))
+    assert full.mask.all()
+    assert torch.equal(full.maps, operator.maps)
 
 
 def test_generator_is_compared_with_noise_only_if_the_objective_models_it(generator):

@@ -81,3 +81,31 @@ def test_what_is_not_photographs_is_named(tmp_path):
 def test_no_photographs_given(tmp_path, capsys):
     assert run("prepare", "--runs", tmp_path) == 1
     assert "data.images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["empty", "objects", "none", "torn", "one"])
+def test_pictures_that_are_none(tmp_path, kind, capsys):
+    path = tmp_path / "pictures.npz"
+    if kind == "empty":
+        path.write_bytes(b"")
+    if kind == "objects":
+        np.savez(path, train=np.array([{}, {}], dtype=object))
+    if kind == "none":
+        np.savez(path, train=np.zeros((0, 16, 16, 3), np.uint8))
+    if kind == "torn":
+        np.savez(path, train=pictures(4))
+        path.write_bytes(path.read_bytes()[:-200])
+    if kind == "one":
+        with open(path, "wb") as file:
+            np.save(file, pictures(2))
+    assert run("prepare", "--data.images", path, "--runs", tmp_path / "runs", "--name", "x") == 1
+    assert f"error: {path}: " in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_reference_split_leaves_nothing_behind(tmp_path, capsys):
+    np.savez(tmp_path / "p.npz", train=pictures(4))
+    flags = ["--data.images", tmp_path / "p.npz", "--data.size", "16", "--data.reference-split", "nope"]
+    assert run("prepare", *flags, "--runs", tmp_path / "runs", "--name", "x") == 1
+    assert "no array 'nope'" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob("*.h5"))

@@ -254,3 +254,45 @@ def test_example_script_runs(trained):
     done = subprocess.run([sys.executable, script, scan, trained / "distill"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "residual" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "verb", "message"),
+    [
+        ("evaluate/metrics.json", "{}", "report", "not the results of an evaluation"),
+        ("distill/model.json", "[]", "sample", "not a description of a model"),
+        ("pretrain/provenance.json", "{}", "pretrain", "not the record of a run"),
+        ("pretrain/metrics.jsonl", '{"loss": 1}\n', "pretrain", "not the log of a training"),
+    ],
+)
+def test_files_that_were_written_over_are_named(trained, place, tmp_path, name, text, verb, message, capsys):
+    folder = tmp_path / "runs" / "small"
+    shutil.copytree(trained, folder)
+    (folder / name).write_text(text)
+    longer = ["--pretrain.images", "240"] if verb == "pretrain" else []
+    where = ["--data.kspace", place / "kspace", "--data.maps", place / "maps"]
+    run(verb, "--config", place / "small.yaml", "--runs", tmp_path / "runs", *where, *longer, code=1)
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(folder / name) in error
+
+
+def test_samples_are_measured_by_the_operators_of_their_run(trained, place, tmp_path):
+    """Another --data.bank at evaluation would choose other coils for the same seeds."""
+    flag = ["--data.bank", "3"]
+    run("evaluate", *flags(place), *flag, "--out", tmp_path / "evaluate")
+    found, before = (json.loads((f / "metrics.json").read_text()) for f in (tmp_path / "evaluate", trained / "evaluate"))
+    assert found["rows"][2]["proximal"] == before["rows"][2]["proximal"]
+
+
+def test_the_row_of_the_observations_cannot_be_taken(trained, place, capsys):
+    run("evaluate", *flags(place), "--samples", f"observation={trained}/distill/samples.h5", code=2)
+    assert "'observation'" in capsys.readouterr().err
+
+
+def test_a_generator_has_its_teacher_s_network_in_its_record(trained, place, tmp_path, capsys):
+    run("distill", *flags(place), "--network.channels", "64", "--teacher", trained / "pretrain", "--out", tmp_path / "g")
+    assert "the networks are the teacher's" in capsys.readouterr().err
+    assert "channels: 8" in (tmp_path / "g" / "config.yaml").read_text()
+    run("distill", *flags(place), "--data.thinning", "fixed", "--teacher", trained / "pretrain", "--out", tmp_path / "h", code=1)
+    assert "'redrawn'" in capsys.readouterr().err

@@ -248,3 +248,43 @@ def test_a_second_look_keeps_the_coils_and_draws_the_mask_anew(tmp_path):
     assert (again.mask.sum(-1) == operator.mask.sum(-1)).all()
     same = (again.mask == operator.mask).flatten(1).all(1).double().mean()
     assert same < 0.2  # two masks of 16 columns may be the same by chance
+
+
+def test_data_of_another_objective_are_checked_again(tmp_path, capsys):
+    """R = 7 leaves 4 columns of 32, the ACS lines alone: good for Standard, nothing to thin for Ambient."""
+    scan(tmp_path / "kspace", "a", size=(32, 32))
+    flags = ["--data.accel", "7", "--data.acs", "4", "--config", "mri/demo"]
+    assert prepare(tmp_path, *flags, "--objective.kind", "standard") == 0
+    where = ["--runs", tmp_path / "runs", "--name", "x"]
+    assert run("pretrain", *flags, *where) == 1
+    assert "must be fewer than were measured" in capsys.readouterr().err
+    assert not (tmp_path / "runs/x/pretrain").exists()
+
+
+@pytest.mark.parametrize(("flags", "message"), [(("--data.size", "8", "8"), "16 x 16"), (("--data.noise-std", "3"), "noise_std")])
+def test_what_belongs_to_the_data_cannot_be_asked_for_later(tmp_path, flags, message, capsys):
+    scan(tmp_path / "kspace", "a")
+    assert prepare(tmp_path) == 0
+    assert run("pretrain", "--runs", tmp_path / "runs", "--name", "x", *flags) == 1
+    assert message in capsys.readouterr().err
+
+
+def broken_kspace(file, kind):
+    del file["kspace"]
+    if kind == "empty":
+        file["kspace"] = h5py.Empty("complex64")
+    if kind == "text":
+        file["kspace"] = np.array([b"a", b"b"])
+    if kind == "pairs":
+        file["kspace"] = np.zeros((2, 4, 16, 16), [("a", "S3"), ("b", "S3")])
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "pairs"])
+def test_kspace_that_is_no_numbers(tmp_path, kind, capsys):
+    path = scan(tmp_path / "kspace", "a")
+    with h5py.File(path, "r+") as file:
+        broken_kspace(file, kind)
+    assert run("espirit", path, "--out", tmp_path / "maps", "--workers", "1") == 1
+    error = capsys.readouterr().err
+    assert "unexpected" not in error
+    assert "not complex" in error

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from rsdmri.sampling import heun, levels, noises, sample_generator
+from rsdmri.sampling import heun, heun_calls, levels, noises, sample_generator
 
 VARIANCES = torch.tensor([0.05, 0.3, 1.0])
 
@@ -88,3 +88,17 @@ def test_noise_of_a_sample_is_a_function_of_its_seed():
     among = noises([sample_generator(s) for s in (3, 7, 9)], (1, 4, 4), torch.complex64)
     assert torch.equal(alone[0], among[1])
     assert not torch.equal(among[0], among[1])
+
+
+@pytest.mark.parametrize("stop", [0.0, 1.0, 100.0])
+def test_the_number_of_calls_is_that_of_the_calls(stop):
+    calls = []
+
+    def denoise(x, sigma):
+        calls.append(float(sigma[0]))
+        return 0 * x
+
+    sigmas = levels(18, 0.002, 80.0)
+    heun(denoise, torch.zeros(1, 1, 2, 2), sigmas, stop)
+    assert heun_calls(sigmas, stop) == len(calls)
+    assert stop > 0 or len(calls) == 35

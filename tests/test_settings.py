@@ -59,3 +59,27 @@ def test_mistakes_are_named_with_their_file(tmp_path, text, message):
 def test_unknown_name_of_a_configuration():
     with pytest.raises(UsageError, match="did you mean 'mri/demo'"):
         load_experiment(MRIExperiment, ["mri/demmo"])
+
+
+@pytest.mark.parametrize("text", ["a: 2001-99-99", "x: 0b_", "a: [1", "- 1"])
+def test_yaml_that_is_none(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text + "\n")
+    with pytest.raises(UsageError, match=r"x\.yaml"):
+        load_experiment(MRIExperiment, [str(tmp_path / "x.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("data: {acceleration: 4}", "'data.accel'"), ("lr: 1", "'pretrain.lr'"), ("pretrain: {imagse: 4}", "'images'")],
+)
+def test_unknown_keys_are_answered_by_the_nearest(tmp_path, text, meant):
+    (tmp_path / "x.yaml").write_text(text + "\n")
+    with pytest.raises(UsageError, match=f"did you mean {meant}"):
+        load_experiment(MRIExperiment, [str(tmp_path / "x.yaml")])
+
+
+@pytest.mark.parametrize("text", ["objective: {mean: .nan}", "data: {noise_std: .inf}", "pretrain: {warmup: -5}"])
+def test_numbers_are_finite_and_within_their_limits(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text + "\n")
+    with pytest.raises(UsageError, match=r"finite|negative"):
+        load_experiment(MRIExperiment, [str(tmp_path / "x.yaml")])

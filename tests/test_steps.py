@@ -8,10 +8,13 @@ import torch
 from rsdmri.config import DistillConfig, ObjectiveConfig, PretrainConfig
 from rsdmri.denoiser import Denoiser, Generator
 from rsdmri.distillation import Distiller
-from rsdmri.mri.domain import MRILaw
+from rsdmri.evaluation import PROXIMAL_STREAM, Evaluator
+from rsdmri.mri.domain import MRI, MRILaw
 from rsdmri.objectives import build_objective
+from rsdmri.sampling import sample_generator
 from rsdmri.steps import DistillStep, indices, learning_rate_factor
 from rsdmri.tensors import make_generator
+from rsdmri.training import Average
 
 
 def law(n=20, coils=2, size=16):
@@ -62,3 +65,31 @@ def test_learning_rate_rises_and_falls():
     assert learning_rate_factor(500, config) == pytest.approx(0.5)
     assert learning_rate_factor(1000, config) == pytest.approx(0.0)
     assert learning_rate_factor(900, dataclasses.replace(config, decay=False)) == 1.0
+
+
+def test_the_average_of_the_weights_has_the_half_life_that_is_asked_for():
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(0.0)
+    average = Average(model, half_life=100, ramp=10.0)
+    model.weight.data.fill_(1.0)
+    for step in range(10):
+        average.update(model, 1000 + 10 * step, 10)
+    assert average.values["weight"].item() == pytest.approx(0.5)  # after one half-life half of the way is done
+    ramped = Average(model, half_life=100, ramp=0.05)
+    model.weight.data.fill_(0.0)
+    ramped.update(model, 200, 10)  # a half-life of 0.05 * 200 images
+    assert ramped.values["weight"].item() == pytest.approx(0.5)
+
+
+def test_the_proximal_distance_measures_with_a_mask_drawn_anew():
+    """Through the coils that the seed drew, and not with its mask."""
+    bank, seeds = law(), [3, 4, 5, 6]
+    images = torch.randn(4, 1, 16, 16, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
+    judge = Evaluator(4, *[torch.zeros(4, 16, 16)] * 5, MRI(), bank)
+    shown = judge.corrupt(images, seeds, dataclasses.replace(bank, noise_std=torch.zeros(20)))
+    for index, seed in enumerate(seeds):
+        drawn, _ = bank.draw(1, sample_generator(seed))
+        operator = bank.rescan(drawn, make_generator(seed, PROXIMAL_STREAM))
+        assert not torch.equal(operator.mask, drawn.mask)
+        expected = MRI().display(operator.gram(images[index : index + 1]), bank)
+        assert torch.allclose(shown[index], expected[0].to(shown.dtype), atol=0.005)

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from .. import cli, settings
+from ..errors import UsageError
 from .config import EspiritConfig, MRIExperiment, SimulateConfig
 
 if TYPE_CHECKING:
@@ -65,12 +67,18 @@ def _domain() -> "Domain":
 
 
 def _implied(arguments: Sequence[str]) -> str | None:
-    """``--accel 4`` alone means the configuration mri/r4, if there is one."""
+    """``--accel 4`` alone means the configuration mri/r4; an acceleration without one needs a configuration to be named."""
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, inline = flag.partition("=")
         if name in ("-R", "--accel"):
-            config = f"mri/r{inline or value}"
-            return config if config in settings.named_configs() else None
+            with suppress(ValueError):  # what is no number is the parser's to say
+                config, known = f"mri/r{float(inline or value):g}", settings.named_configs()
+                if config not in known:
+                    raise UsageError(
+                        f"{name} {inline or value}: there is no configuration {config}; name one beside it, such as --config mri/r4"
+                        f" (there are {', '.join(known)}), or a file of your own"
+                    )
+                return config
     return None
 
 

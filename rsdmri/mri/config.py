@@ -77,6 +77,7 @@ class SimulateConfig:
         require(min(self.size) >= 8, "size must be at least 8 in both directions")
         require(self.coils >= 1, "coils must be at least 1")
         require(self.snr > 0, "snr must be positive")
+        require(self.limit >= 0 and self.seed >= 0, "limit and seed must not be negative")
 
 
 @section

@@ -1,5 +1,6 @@
 """MRI as an application of the engine."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,12 @@ from ..observations import Observation
 from ..operators import LinearOperator, MaskedOperator
 from ..tensors import Image, PerSample, make_generator
 from .config import MRIExperiment
-from .masks import draw_columns, thin_columns
+from .masks import check_thinning, draw_columns, thin_columns
 from .operators import MultiCoilMRI
 from .prepare import prepare
 
 BANK_STREAM = 5  # the purpose of the generator that chooses the maps a run keeps
+AGAIN = "Give the same, or run rsdmri-prepare (and what follows it) again."
 IN_MEMORY = 4 << 30  # bytes of k-space and maps up to which a data set is held in memory
 
 
@@ -86,6 +88,8 @@ class MRIObservations:
             self.mask = torch.cat([torch.from_numpy(group["mask"][()]) for group in groups])
             self.noise_std = torch.cat([torch.from_numpy(group["noise_std"][()]) for group in groups])
             self.names = [name.decode() for group in groups for name in group["name"][()]]
+            asked = json.loads(file.attrs["config"])
+            self.noise_asked = asked["data"]["noise_std"]
             self.attributes = {name: file.attrs[name] for name in ("accel", "acs", "display_max", "own_masks")}
             small = sum(group[name].nbytes for group in groups for name in ("kspace", "maps")) <= IN_MEMORY
             pairs = [(group["kspace"], group["maps"]) for group in groups]
@@ -140,7 +144,18 @@ class MRI:
 
     def observations(self, path: Path, experiment: MRIExperiment) -> MRIObservations:
         data = MRIObservations(path, experiment.data.bank, experiment.data.thinning)
-        _check_same(path, float(data.attributes["accel"]), int(data.attributes["acs"]), experiment)
+        asked, accel, acs = experiment.data, float(data.attributes["accel"]), int(data.attributes["acs"])
+        _check_same(path, accel, acs, experiment)
+        if asked.size not in (None, data.size):
+            raise UserError(
+                f"{path}: images of {data.size[0]} x {data.size[1]}, and data.size {asked.size} is asked for. {AGAIN}"
+            )
+        if asked.noise_std is not None and asked.noise_std != data.noise_asked:
+            raise UserError(f"{path}: made with data.noise_std {data.noise_asked}, and {asked.noise_std} is asked for. {AGAIN}")
+        if experiment.objective.kind == "ambient":
+            # Also of data that were prepared for another objective.
+            for mask in {int(mask.sum()): mask for mask in data.mask}.values():
+                check_thinning(mask, accel, acs)
         return data
 
     def references(self, path: Path) -> tuple[Image, list[str]]:
@@ -166,6 +181,8 @@ class MRI:
             raise UserError(f"{path}: not the operators of a run ({error})") from None
         if experiment is not None:
             _check_same(path, law.accel, law.acs, experiment)
+            if law.thinning != experiment.data.thinning:
+                raise UserError(f"{path}: the teacher was trained with data.thinning '{law.thinning}'. Give the same.")
         return law
 
     def display(self, x: Image, law: Law) -> Tensor:
@@ -181,7 +198,7 @@ def _check_same(path: Path, accel: float, acs: int, experiment: MRIExperiment) -
         raise UserError(
             f"{path}: made at R = {accel:g} with {acs} ACS lines, and R = {asked.accel:g}"
             + (f" with {asked.acs}" if asked.acs is not None else "")
-            + " is asked for. Give the same, or run rsdmri-prepare (and what follows it) again."
+            + f" is asked for. {AGAIN}"
         )
 
 

@@ -7,6 +7,7 @@ references.h5     ``images`` (N, H, W) complex and ``name``, in the same scale; 
 K-space is divided by the 99th percentile of the RSS image of its own ACS lines, which a test scan has too.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -241,7 +242,7 @@ class Store:
         by_law = all((count, own) == (columns_of(width, data.accel), False) for count, own in self.masks)
         attributes.update(acs=acs, accel=data.accel, own_masks=not by_law, display_max=self._display_max())
         attributes["maps"] = "acs" if SMALLEST_CALIB <= self.calib <= acs else "full"
-        attributes["config"] = str(to_tree(experiment))
+        attributes["config"] = json.dumps(to_tree(experiment))
 
     def _display_max(self) -> float:
         """One constant of the data set for showing magnitudes: the 99.9th percentile of the observed ones, to a part in 1,000.
@@ -289,3 +290,4 @@ def _append(group: h5py.Group, name: str, value: Tensor) -> None:
     dataset = group[name]
     dataset.resize(len(dataset) + 1, axis=0)
     dataset[-1] = value.numpy()
+    dataset.flush()  # a full disk is noticed here, and not after the last slice

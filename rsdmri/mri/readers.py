@@ -138,10 +138,13 @@ def _kspace_dataset(path: Path, file: h5py.File) -> h5py.Dataset:
 
 def _complex(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     """The dataset as finite complex64 (slices, coils, H, W); a trailing axis of 2 is real and imaginary part."""
+    if dataset.shape is None or dataset.dtype.kind not in "biufcV":
+        found = "empty" if dataset.shape is None else f"{dataset.dtype}"
+        raise UserError(f"{path}: 'kspace' is {found}, not complex numbers. {EXPECTED} Download or convert it again.")
     data = dataset[()]
-    if data.dtype.names is not None and len(data.dtype.names) == 2:
-        real, imag = data.dtype.names
-        data = data[real] + 1j * data[imag]
+    names: tuple[str, ...] = data.dtype.names or ()
+    if len(names) == 2 and all(data[name].dtype.kind in "iuf" for name in names):
+        data = data[names[0]] + 1j * data[names[1]]
     elif data.dtype.kind == "f" and data.ndim >= 2 and data.shape[-1] == 2:
         data = data[..., 0] + 1j * data[..., 1]
     _check_axes(path, data.shape)

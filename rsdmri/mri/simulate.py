@@ -20,7 +20,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
-from zipfile import BadZipFile
 
 import h5py
 import numpy as np
@@ -28,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..arrays import open_npz, read_array
 from ..config import to_tree
 from ..errors import UserError
 from ..files import sha256
@@ -58,6 +58,8 @@ def simulate(config: SimulateConfig, images: Path | None, out: Path) -> None:
         volumes = group_images(images, config)
         maps = load_coil_maps(config) if config.coil_maps else None
         names, scan = list(volumes), partial(_see, volumes=volumes, maps=maps, config=config)
+    if config.coil_maps is not None and not config.coil_maps.is_file():
+        raise UserError(f"{config.coil_maps}: no such file (--coil-maps)")
     made = _made_from(config, images)
     for name in names:
         _check_same(out / f"{name}.h5", made)
@@ -142,7 +144,7 @@ def group_images(path: Path, config: SimulateConfig) -> dict[str, tuple[NDArray[
     ``<split>_subject`` says whose the images are. Subjects are numbered in their order, ``<split>_0000``: files carry no names of
     persons.
     """
-    arrays = _open_npz(path)
+    arrays = open_npz(path)
     key = config.split or (arrays.files[0] if len(arrays.files) == 1 else "")
     stack = _images(path, arrays, key, config.size)
     chosen = np.arange(len(stack))
@@ -163,7 +165,7 @@ def _images(path: Path, arrays: "np.lib.npyio.NpzFile", key: str, size: tuple[in
     if key not in arrays.files:
         asked = f"no array '{key}'" if key else "several arrays"
         raise UserError(f"{path}: {asked}; found {', '.join(arrays.files) or 'nothing'}. Choose one of them with --split.")
-    stack = _array(path, arrays, key)
+    stack = read_array(path, arrays, key)
     found = f"{path}: '{key}' is {stack.dtype} {' x '.join(map(str, stack.shape))}"
     if stack.ndim != 3 or stack.dtype.kind not in "uif" or stack.size == 0:
         raise UserError(f"{found}; expected real magnitudes (images, h, w). Choose another array with --split.")
@@ -180,7 +182,7 @@ def _beside(path: Path, arrays: "np.lib.npyio.NpzFile", key: str, count: int) ->
     """A column that says something about every image, if there is one."""
     if key not in arrays.files:
         return None
-    column = _array(path, arrays, key)
+    column = read_array(path, arrays, key)
     if column.shape != (count,):
         raise UserError(f"{path}: '{key}' has the shape {column.shape}; expected ({count},), one value an image")
     return column
@@ -190,16 +192,16 @@ def load_coil_maps(config: SimulateConfig) -> Maps:
     """Measured maps (coils, h, w), prewhitened if the noise covariance is beside them."""
     assert config.coil_maps is not None
     path, key = config.coil_maps, config.coil_maps_key
-    arrays = _open_npz(path)
+    arrays = open_npz(path)
     if key not in arrays.files:
         raise UserError(f"{path}: no array '{key}'; found {', '.join(arrays.files)}. Choose one of them with --coil-maps-key.")
-    maps = _array(path, arrays, key)
+    maps = read_array(path, arrays, key)
     if maps.ndim != 3 or maps.dtype.kind != "c":
         raise UserError(f"{path}: '{key}' is {maps.dtype} {maps.shape}; expected complex maps (coils, h, w)")
     # The same coils may be there on several grids, as name_128 and name_256; their noise does not depend on it.
     for covariance in (f"{key}_noise_cov", re.sub(r"_\d+$", "", key) + "_noise_cov"):
         if covariance in arrays.files:
-            maps = _whitened(path, maps.astype(np.complex128), _array(path, arrays, covariance), covariance)
+            maps = _whitened(path, maps.astype(np.complex128), read_array(path, arrays, covariance), covariance)
             break
     return phantoms.unit(maps)
 
@@ -212,26 +214,6 @@ def _whitened(path: Path, maps: Maps, covariance: NDArray[Any], key: str) -> Map
     except (np.linalg.LinAlgError, ValueError) as error:
         raise UserError(f"{path}: '{key}' {covariance.shape} is no covariance of {len(maps)} coils ({error})") from None
     return white
-
-
-def _open_npz(path: Path) -> "np.lib.npyio.NpzFile":
-    try:
-        arrays = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise UserError(f"{path}: not a readable .npz file ({error})") from None
-    if not isinstance(arrays, np.lib.npyio.NpzFile):
-        raise UserError(f"{path}: one array found; expected an .npz with named arrays")
-    return arrays
-
-
-def _array(path: Path, arrays: "np.lib.npyio.NpzFile", key: str) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = arrays[key]
-    except Exception as error:  # zipfile, zlib and numpy each have their own
-        raise UserError(f"{path}: '{key}' cannot be read ({error}). Download or copy the file again.") from None
-    return array
 
 
 def _resize_maps(maps: Maps, size: tuple[int, int]) -> Maps:
