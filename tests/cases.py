@@ -29,6 +29,12 @@ def mri_2d(generator):
     return MultiCoilMRI(unit_maps(generator, 3, 5, 9, 12), mask)
 
 
+def mri_two_sets(generator):
+    """Maps of two sets, orthogonal at every pixel, with odd sizes."""
+    basis = torch.linalg.qr(torch.randn(3, 9, 15, 4, 2, dtype=torch.complex128, generator=generator))[0]
+    return MultiCoilMRI(basis.permute(0, 4, 3, 1, 2), draw_columns(3, 15, 3, 2, generator))
+
+
 def inpainting(generator):
     return Inpainting(torch.rand(3, 1, 8, 9, generator=generator) < 0.5)
 
@@ -42,6 +48,7 @@ OPERATORS = {
     "mri": (mri, (3, 1, 10, 16), True),
     "mri_odd": (mri_odd, (3, 1, 9, 15), True),
     "mri_2d": (mri_2d, (3, 1, 9, 12), True),
+    "mri_two_sets": (mri_two_sets, (3, 2, 9, 15), True),
     "inpainting": (inpainting, (3, 3, 8, 9), False),
     "identity": (identity, (3, 3, 8, 8), False),
 }

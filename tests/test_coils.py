@@ -9,8 +9,9 @@ import torch
 
 from rsdmri.errors import UserError
 from rsdmri.mri import phantoms
-from rsdmri.mri.coils import SMALLEST_CALIB, calibration_block, combine, default_calib, espirit, residual
+from rsdmri.mri.coils import SMALLEST_CALIB, calibration_block, default_calib, espirit, residual
 from rsdmri.mri.fourier import fft2c, ifft2c
+from rsdmri.mri.operators import combine
 from rsdmri.mri.readers import read
 from rsdmri.tensors import make_generator, randn_like
 

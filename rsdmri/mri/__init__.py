@@ -8,15 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .coils import combine, espirit
+    from .coils import espirit
     from .fourier import fft2c, ifft2c
-    from .operators import MultiCoilMRI
+    from .operators import MultiCoilMRI, combine
     from .readers import KSpace, read
 
 _PLACES = {
     "KSpace": "readers",
     "MultiCoilMRI": "operators",
-    "combine": "coils",
+    "combine": "operators",
     "espirit": "coils",
     "fft2c": "fourier",
     "ifft2c": "fourier",

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..tensors import squared
 from .kernels import coil_eigenvectors, noise_threshold, row_space, windows
 from .masks import default_acs, find_acs, find_dc, sampled
+from .operators import combine
 
 SMALLEST_CALIB = 12  # lines; with fewer, maps are far off (11-23 % error)
 USUAL_CALIB = 24
@@ -89,7 +91,7 @@ def espirit(
     """
     if kspace.ndim != 4 or not kspace.is_complex():
         raise ValueError(f"complex k-space (slices, coils, H, W) expected, found {kspace.dtype} {tuple(kspace.shape)}")
-    if not torch.isfinite(torch.view_as_real(kspace)).all():
+    if not kspace.isfinite().all():
         raise UserError("NaN or infinity in k-space: no maps can be estimated from it")
     if backend not in ("torch", "sigpy"):
         raise UserError(f"unknown ESPIRiT backend '{backend}'; there are 'torch' and 'sigpy'")
@@ -168,20 +170,14 @@ def _turn(maps: Tensor, block: Tensor) -> Tensor:
     peak = signal[signal.abs().argmax()]
     first = first * peak / peak.abs()  # an eigenvector's own phase is arbitrary: v^H k becomes positive at the peak
     virtual = torch.einsum("k,skhw->shw", first.conj().to(maps.dtype), maps)
-    return maps * torch.exp(-1j * virtual.angle())[:, None]
+    size = virtual.abs()
+    return maps * torch.where(size > 0, virtual.conj() / size.clamp(min=1e-30), 1)[:, None]
 
 
 def _unit(maps: Tensor) -> Tensor:
     """Maps (B, sets, coils, H, W) with sum_k |S_k|^2 = 1 to the last bit, which ||A|| <= 1 rests on, or zero."""
-    norm = maps.abs().square().sum(2, keepdim=True).sqrt()
+    norm = squared(maps).sum(2, keepdim=True).sqrt()
     return torch.where(norm > 0.5, maps / norm.clamp(min=0.5), 0)
-
-
-def combine(maps: Tensor, coil_images: Tensor) -> Tensor:
-    """sum_k conj(S_k) x_k: coil images (B, coils, H, W) -> image (B, 1, H, W), or (B, sets, H, W) of maps (B, sets, coils, H, W)."""
-    if maps.ndim == 5:
-        return (maps.conj() * coil_images[:, None]).sum(2)
-    return (maps.conj() * coil_images).sum(1, keepdim=True)
 
 
 def residual(maps: Tensor, coil_images: Tensor) -> Tensor:

@@ -24,12 +24,13 @@ from ..config import to_tree
 from ..errors import UserError
 from ..files import atomic
 from ..progress import track
-from .coils import SMALLEST_CALIB, combine
+from .coils import SMALLEST_CALIB
 from .config import MRIExperiment
 from .fourier import crop, fft2c, ifft2c, rss
 from .maps import read_maps
 from .masks import acs_lines, check_acceleration, check_thinning, default_acs, volume_columns
 from .masks import columns as columns_of
+from .operators import combine
 from .readers import KSpace, find_files, read
 
 DISPLAY_QUANTILE = 0.999
@@ -103,6 +104,10 @@ def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator
     scan = read(file)
     maps = read_maps(maps_folder, file)
     maps.check_source(file)
+    if maps.maps.ndim == 5:
+        raise UserError(
+            f"{file}: its maps have {maps.maps.shape[1]} sets, and training takes one: run rsdmri-espirit with --sets 1"
+        )
     if maps.maps.shape != scan.kspace.shape:
         raise UserError(
             f"{file}: k-space {tuple(scan.kspace.shape)} and its maps {tuple(maps.maps.shape)} differ; run rsdmri-espirit again"
