@@ -14,7 +14,8 @@ from .errors import NotWritable, UsageError, UserError
 from .progress import Progress
 
 T = TypeVar("T")
-Result: TypeAlias = tuple[str, str | None]  # a note for the progress line, an error
+R = TypeVar("R")
+Result: TypeAlias = tuple[R | None, str | None]  # what the function returned, None for what was done already; an error
 
 #: One thread a worker: the workers themselves fill the cores. Read by the libraries when a worker imports them.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
@@ -32,34 +33,38 @@ def shard(items: Sequence[T], text: str) -> list[T]:
 
 
 def run_files(
-    function: Callable[[T], str],
+    function: Callable[[T], R],
     inputs: Sequence[T],
     *,
     workers: int,
     stage: str,
     done: Callable[[T], bool] | None = None,
     unit: str = "files",
-) -> None:
-    """Calls ``function`` on every input, a path or a name; inputs that are ``done`` already are skipped.
+    note: Callable[[R], str] = str,
+) -> dict[T, R]:
+    """Calls ``function`` on every input, a path or a name, and returns what it returns; inputs that are ``done`` already are skipped.
 
-    ``function`` returns a short note for the progress line, and writes its output atomically: then a run that was interrupted goes
-    on where it stopped. ``workers`` 0: one a core; with 1 everything happens in this process, else ``function`` and ``done`` must
-    be picklable. What one input raises does not stop the others; at the end a :class:`UserError` lists what failed and why. Only a
-    disk that cannot be written ends the run at once.
+    ``note`` is what the progress line says of a result. A ``function`` that writes does so atomically: then a run that was
+    interrupted goes on where it stopped. ``workers`` 0: one a core; with 1 everything happens in this process, else ``function``
+    and ``done`` must be picklable. What one input raises does not stop the others; at the end a :class:`UserError` lists what failed
+    and why. Only a disk that cannot be written ends the run at once.
     """
     failures: dict[T, str] = {}
+    results: dict[T, R] = {}
     attempt = partial(_attempt, function, done)
     workers = min(workers or os.cpu_count() or 1, len(inputs))
     with Progress(stage, len(inputs), unit) as progress:
         finished = 0
 
-        def report(item: T, result: Result) -> None:
+        def report(item: T, result: Result[R]) -> None:
             nonlocal finished
             finished += 1
-            note, error = result
+            value, error = result
             if error is not None:
                 failures[item] = error
-            progress.update(finished, note if error is None else f"{len(failures)} failed")
+            elif value is not None:
+                results[item] = value
+            progress.update(finished, f"{len(failures)} failed" if error is not None else "" if value is None else note(value))
 
         if workers <= 1:
             for item in inputs:
@@ -70,25 +75,28 @@ def run_files(
         listed = "\n".join(failures[item] for item in inputs if item in failures)
         others = ", the others are done" if len(failures) < len(inputs) else ""
         raise UserError(f"{len(failures)} of {len(inputs)} {unit} failed{others}:\n{listed}")
+    return results
 
 
-def _attempt(function: Callable[[T], str], done: Callable[[T], bool] | None, item: T) -> Result:
+def _attempt(function: Callable[[T], R], done: Callable[[T], bool] | None, item: T) -> Result[R]:
     """One input. An error that a user can mend is its text; any other says where it arose."""
     try:
-        return ("", None) if done is not None and done(item) else (function(item), None)
+        return (None, None) if done is not None and done(item) else (function(item), None)
     except NotWritable:  # the next output would not find room either
         raise
     except UserError as error:
-        return "", str(error)
+        return None, str(error)
     except Exception as error:
         frame = extract_tb(error.__traceback__)[-1]
         return (
-            "",
+            None,
             f"{item}: {type(error).__name__}: {error} (unexpected; {os.path.basename(frame.filename)}, line {frame.lineno})",
         )
 
 
-def _in_pool(attempt: Callable[[T], Result], inputs: Sequence[T], workers: int, report: Callable[[T, Result], None]) -> None:
+def _in_pool(
+    attempt: Callable[[T], Result[R]], inputs: Sequence[T], workers: int, report: Callable[[T, Result[R]], None]
+) -> None:
     """All inputs over processes. A process that is killed takes the whole pool with it: what is left goes on in one at a time,
     so that the input that kills its process is known and is the only one that fails."""
     left = list(inputs)
@@ -96,18 +104,18 @@ def _in_pool(attempt: Callable[[T], Result], inputs: Sequence[T], workers: int, 
         left = _pool(attempt, left, workers, report)
         if left and workers == 1:  # inputs go through one process in their order: the first that is left killed it
             item = left.pop(0)
-            report(item, ("", f"{item}: its process was killed (out of memory?). Free some and run again."))
+            report(item, (None, f"{item}: its process was killed (out of memory?). Free some and run again."))
         workers = 1
 
 
-def _pool(attempt: Callable[[T], Result], inputs: list[T], workers: int, report: Callable[[T, Result], None]) -> list[T]:
+def _pool(attempt: Callable[[T], Result[R]], inputs: list[T], workers: int, report: Callable[[T, Result[R]], None]) -> list[T]:
     """One pool; returns the inputs that are left if it broke, in their order."""
     left = dict(enumerate(inputs))
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(ONE_THREAD)
     # spawn: a forked HDF5 or OpenMP is a broken one.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
-    futures: dict[Future[Result], int] = {}
+    futures: dict[Future[Result[R]], int] = {}
     try:
         with suppress(BrokenProcessPool):
             futures.update((pool.submit(attempt, item), number) for number, item in enumerate(inputs))

@@ -12,8 +12,9 @@ from rsdmri.files import sha256
 from rsdmri.mri import phantoms
 from rsdmri.mri.coils import espirit
 from rsdmri.mri.config import EspiritConfig
+from rsdmri.mri.fastmri_file import write_fastmri
 from rsdmri.mri.maps import estimate_file, estimate_files, is_done, maps_path, read_maps
-from rsdmri.mri.readers import read, write_fastmri
+from rsdmri.mri.readers import read
 from rsdmri.tensors import make_generator, randn_like
 
 CONFIG = EspiritConfig(workers=1, calib=16)

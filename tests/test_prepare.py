@@ -11,7 +11,7 @@ from commands import run_command
 from rsdmri.mri import phantoms
 from rsdmri.mri.__main__ import APPLICATION
 from rsdmri.mri.domain import MRI
-from rsdmri.mri.readers import write_fastmri
+from rsdmri.mri.fastmri_file import write_fastmri
 from rsdmri.settings import load_experiment
 from rsdmri.tensors import make_generator
 

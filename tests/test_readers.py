@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from rsdmri.errors import UserError
+from rsdmri.mri.fastmri_file import write_fastmri
 from rsdmri.mri.fourier import crop, ifft2c, rss
-from rsdmri.mri.readers import find_files, read, write_fastmri
+from rsdmri.mri.readers import find_files, read
 
 SHAPE = (2, 3, 20, 12)
 
@@ -174,7 +175,7 @@ def test_not_hdf5(tmp_path, kind):
 def test_truncated(tmp_path):
     path = save(tmp_path, kspace=noise())
     path.write_bytes(path.read_bytes()[:-2000])
-    refused(path, "damaged or truncated HDF5", "Download or copy it again")
+    refused(path, "damaged or truncated file", "Download or copy it again")
 
 
 def test_no_such_file(tmp_path):
@@ -182,8 +183,8 @@ def test_no_such_file(tmp_path):
 
 
 SHAPES = {
-    (2, 20, 12): r"3 axes \(2 x 20 x 12\): a single-coil file.* not supported",
-    (2, 2, 3, 20, 12): "5 axes .* prostate files .* Combine the averages",
+    (2, 20, 12): r"3 axes \(2 x 20 x 12\): a single-coil file.* With --singlecoil",
+    (2, 2, 3, 20, 12): "5 axes .* prostate files: .* Combine them",
     (20, 12): r"2 axes \(20 x 12\)",
     (1, 2, 2, 3, 20, 12): "6 axes",
     (0, 3, 20, 12): r"4 axes \(0 x 3 x 20 x 12\): it is empty",
@@ -192,7 +193,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_axes(tmp_path, shape):
-    refused(save(tmp_path, kspace=noise(shape)), SHAPES[shape], r"Expected: 'kspace', complex \(slices, coils, H, W\)")
+    refused(save(tmp_path, kspace=noise(shape)), SHAPES[shape], r"\(slices, coils, H, W\)")
 
 
 def test_single_coil_in_pairs_of_numbers(tmp_path):
@@ -202,7 +203,6 @@ def test_single_coil_in_pairs_of_numbers(tmp_path):
 def test_no_kspace(tmp_path):
     refused(save(tmp_path, reconstruction_rss=[1], mask=[1]), "no dataset 'kspace'; found mask, reconstruction_rss")
     refused(save(tmp_path), "found nothing")
-    refused(save(tmp_path, **{"dataset/data": [1]}), "ISMRMRD file: convert it")
     refused(save(tmp_path, **{"kspace/data": [1]}), "no dataset 'kspace'; found kspace")
 
 
@@ -214,7 +214,7 @@ def test_not_complex(tmp_path):
 def test_not_finite(tmp_path, value):
     k = noise().numpy()
     k[1, 2, 3, 4] = value
-    refused(save(tmp_path, kspace=k), "NaN or infinity in slice 1 of 2")
+    refused(save(tmp_path, kspace=k), "NaN or infinity in slice 1")
 
 
 @pytest.mark.parametrize("name", ["mask", "sampling_mask", "noise_std"])
@@ -261,8 +261,8 @@ def test_find_files(tmp_path):
     assert find_files([tmp_path / "note.txt"]) == [tmp_path / "note.txt"]
     for wrong, message in (
         ([tmp_path / "none.h5"], "none.h5: no such file or folder"),
-        ([tmp_path / "empty"], "empty: no .h5 file in this folder"),
-        ([tmp_path / "a.maps.h5"], "a.maps.h5.*: name .h5 files"),
+        ([tmp_path / "empty"], "empty: no k-space in this folder"),
+        ([tmp_path / "a.maps.h5"], "a.maps.h5.*: name files"),
         ([], "nothing"),
     ):
         with pytest.raises(UserError, match=message):

@@ -43,6 +43,26 @@ class Espirit:
     options: Annotated[EspiritConfig, tyro.conf.arg(name="")] = field(default_factory=EspiritConfig)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Options of ``check``."""
+
+    paths: Paths
+    """Files or folders of k-space."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    singlecoil: bool = False
+    """The scans are single-coil files (slices, H, W)."""
+    workers: int = 0
+    """Processes; 0: one a core."""
+
+
+def _check(options: Check) -> None:
+    from .check import check
+
+    check(options.paths, as_json=options.json, singlecoil=options.singlecoil, workers=options.workers)
+
+
 def _simulate(options: Simulate) -> None:
     from .simulate import simulate
 
@@ -93,6 +113,7 @@ APPLICATION = cli.Application(
         "simulate": cli.Command(
             "Draw phantoms, or turn magnitude images into multi-coil k-space.", Simulate, _simulate, "--phantoms 100 --out kspace"
         ),
+        "check": cli.Command("Open k-space files as the other commands would, and say what is in them.", Check, _check, "scans/"),
         "espirit": cli.Command(
             "Estimate coil sensitivity maps from the ACS lines of k-space files.",
             Espirit,
@@ -110,6 +131,7 @@ def main(verb: str | None = None) -> None:
 
 
 simulate = partial(main, "simulate")
+check = partial(main, "check")
 espirit = partial(main, "espirit")
 prepare = partial(main, "prepare")
 pretrain = partial(main, "pretrain")

@@ -15,6 +15,8 @@ class MRIData:
     """Files or folders of multi-coil k-space (fastMRI .h5)."""
     references: tuple[Path, ...] = ()
     """Scans whose clean images are the references of the evaluation; none: those that are learned from, if fully sampled."""
+    singlecoil: bool = False
+    """The scans are single-coil files (slices, H, W)."""
     maps: Path | None = None
     """Folder of <stem>.maps.h5; by default RUNS/NAME/espirit."""
     accel: float = 4.0
@@ -96,6 +98,8 @@ class EspiritConfig:
     the ends of the readout reaches by itself, if that is more."""
     crop: float | None = None
     """Maps are zero where the eigenvalue is below this; by default 0.95, of two sets 0.9."""
+    singlecoil: bool = False
+    """The scans are single-coil files (slices, H, W): their map is one everywhere, and nothing is estimated."""
     sets: Literal[1, 2] = 1
     """Sets of maps; 2 for a field of view smaller than the object. Training takes one."""
     iterations: int = 100

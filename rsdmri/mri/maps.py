@@ -40,7 +40,7 @@ class Maps:
 
     @property
     def calib(self) -> int:
-        """The width of the block of k-space that they were estimated from."""
+        """The width of the block of k-space that they were estimated from; 0 for a single coil, of which nothing is estimated."""
         return int(self.attributes["calib"])
 
     def check_source(self, scan: Path) -> None:
@@ -103,7 +103,9 @@ def estimate_files(paths: Sequence[Path], out: Path, config: EspiritConfig) -> N
 
 def estimate_file(path: Path, out: Path, config: EspiritConfig) -> str:
     """Estimates and writes the maps of one scan; returns a note for the progress line."""
-    scan = read(path)
+    scan = read(path, singlecoil=config.singlecoil)
+    if config.singlecoil:
+        return _write_ones(path, scan, out, config)
     try:
         maps, eigenvalues, valid = espirit(
             scan.kspace,
@@ -122,6 +124,15 @@ def estimate_file(path: Path, out: Path, config: EspiritConfig) -> str:
     if scan.fully_sampled and valid.any():
         attributes["residual"] = float(residual(maps[valid], ifft2c(scan.kspace[valid])).mean())
     write_maps(maps_path(out, path), maps, eigenvalues, valid, attributes)
+    return f"{path.stem}  {int(valid.sum())}/{len(valid)} slices"
+
+
+def _write_ones(path: Path, scan: KSpace, out: Path, config: EspiritConfig) -> str:
+    """One coil sees everything alike."""
+    valid = scan.kspace.flatten(1).any(1)
+    maps = torch.ones_like(scan.kspace) * valid[:, None, None, None]
+    attributes = _parameters(config) | _source(path) | {"calib": 0}
+    write_maps(maps_path(out, path), maps, maps[:, 0].real, valid, attributes)
     return f"{path.stem}  {int(valid.sum())}/{len(valid)} slices"
 
 

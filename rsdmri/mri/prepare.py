@@ -101,7 +101,7 @@ def _new(path: Path) -> Iterator[h5py.File]:
 
 def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator[Slice]:
     """The slices with signal of one file, corrupted as the experiment says."""
-    scan = read(file)
+    scan = read(file, singlecoil=experiment.data.singlecoil)
     maps = read_maps(maps_folder, file)
     maps.check_source(file)
     if maps.maps.ndim == 5:
@@ -246,7 +246,7 @@ class Store:
         # The mask law is known only where every mask was drawn by it, and from all columns.
         by_law = all((count, own) == (columns_of(width, data.accel), False) for count, own in self.masks)
         attributes.update(acs=acs, accel=data.accel, own_masks=not by_law, display_max=self._display_max())
-        attributes["maps"] = "acs" if SMALLEST_CALIB <= self.calib <= acs else "full"
+        attributes["maps"] = "ones" if data.singlecoil else "acs" if SMALLEST_CALIB <= self.calib <= acs else "full"
         attributes["config"] = json.dumps(to_tree(experiment))
 
     def _display_max(self) -> float:

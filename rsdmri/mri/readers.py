@@ -1,16 +1,14 @@
-"""Multi-coil k-space files in fastMRI's layout.
+"""Scans from files of any format that is read: fastMRI and ISMRMRD in HDF5, BART's .cfl.
 
-A file is HDF5 with ``kspace`` complex (slices, coils, H, W), centred; H is the readout and W the phase encoding, along which
-columns may be missing. ``mask`` (W,) says which were measured, ``sampling_mask`` (H, W) where samples are missing in both directions;
-a file without either was measured wherever it is not zero. Columns that the header's encoding limits leave out were filled with zeros
-by the scanner and never count as measured. The header ``ismrmrd_header`` may be absent. ``patient_id`` is never read.
+K-space is centred; H is the readout and W the phase encoding, along which columns may be missing. A file without a mask was measured wherever
+it is not zero. Columns that the header's encoding limits leave out were filled with zeros by the scanner and never count as measured.
 """
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 import h5py
 import numpy as np
@@ -18,12 +16,15 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic
-from .fourier import crop, ifft2c, rss
+from .bart import open_bart
+from .fastmri_file import open_fastmri
 from .masks import sampled
+from .mrd import is_mrd, open_mrd
+from .source import EXPECTED, Source
 
-EXPECTED = "Expected: 'kspace', complex (slices, coils, H, W), in fastMRI's multi-coil layout."
-TARGETS = ("reconstruction_rss", "reconstruction_esc")
+ENDINGS = (".h5", ".hdf5", ".mrd", ".cfl")
+MAPS_ENDING = ".maps.h5"
+FEWEST_SPOKES = 64  # fewer lines of the same energy may be the centre of a Cartesian scan
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class KSpace:
     noise_std: float | None
     """Noise of k-space per real component, where the file says so (attribute or dataset ``noise_std``)."""
     notes: tuple[str, ...] = ()
+    noise_covariance: Tensor | None = None
+    """(coils, coils) complex, of the noise of k-space, where the file has noise scans."""
+    format: str = "fastMRI"
+    slices: int = 0
+    """Of the file; ``kspace`` may hold fewer."""
 
     @property
     def name(self) -> str:
@@ -54,35 +60,51 @@ class KSpace:
 
 
 def find_files(paths: Iterable[Path | str]) -> list[Path]:
-    """The .h5 files among ``paths`` and in the folders among them, sorted; maps and hidden files are left out."""
+    """The files of k-space among ``paths`` and in the folders among them, sorted; maps and hidden files are left out."""
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.glob("*.h5") if not p.name.startswith("."))
+            inside = sorted(path / name for name in os.listdir(path) if name.endswith(ENDINGS) and not name.startswith("."))
             if not inside:
-                raise UserError(f"{path}: no .h5 file in this folder (folders inside it are not searched). {EXPECTED}")
+                raise UserError(
+                    f"{path}: no k-space in this folder ({', '.join(ENDINGS)}; folders inside it are not searched). {EXPECTED}"
+                )
             found.update(dict.fromkeys(inside))
         elif path.exists():
-            found[path] = None
+            found[path.with_suffix(".cfl") if path.suffix == ".hdr" else path] = None
         else:
             raise UserError(f"{path}: no such file or folder")
-    files = [path for path in found if not path.name.endswith(".maps.h5")]
+    files = [path for path in found if not path.name.endswith(MAPS_ENDING)]
     if not files:
         given = ", ".join(map(str, found)) or "nothing"
-        raise UserError(f"no k-space among the files given ({given}): name .h5 files, or folders of them (data.kspace)")
+        raise UserError(f"no k-space among the files given ({given}): name files, or folders of them (data.kspace)")
     return files
 
 
-def read(path: Path | str) -> KSpace:
-    """Reads a multi-coil file; anything that is wrong with it is a :class:`UserError` that names it and says what to do."""
+def read(path: Path | str, *, singlecoil: bool = False, only: Sequence[int] | None = None) -> KSpace:
+    """Reads a scan; anything that is wrong with its file is a :class:`UserError` that names it and says what to do.
+
+    ``singlecoil``: a single-coil file, as one coil. ``only``: these slices; what was measured is then judged by them alone.
+    """
     path = Path(path)
+    with _open(path, singlecoil) as source:
+        numbers = list(range(source.slices)) if only is None else sorted({number % source.slices for number in only})
+        return _scan(path, source, source.load(numbers))
+
+
+@contextmanager
+def _open(path: Path, singlecoil: bool) -> Iterator[Source]:
+    """The source of a file of any format."""
     try:
+        if path.suffix in (".cfl", ".hdr"):
+            yield open_bart(path.with_suffix(".cfl"))
+            return
         if not h5py.is_hdf5(path):
             raise UserError(f"{path}: not HDF5, but {_what_it_is(path)}. {EXPECTED} Download or convert it again.")
         with h5py.File(path, "r") as file:
-            return _read(path, file)
+            yield open_mrd(path, file) if is_mrd(file) else open_fastmri(path, file, singlecoil)
     except (OSError, RuntimeError, KeyError) as error:
-        raise UserError(f"{path}: damaged or truncated HDF5 file ({error}). Download or copy it again.") from None
+        raise UserError(f"{path}: damaged or truncated file ({error}). Download or copy it again.") from None
 
 
 def _what_it_is(path: Path) -> str:
@@ -101,93 +123,56 @@ def _what_it_is(path: Path) -> str:
     return f"a file that begins with {head[:8]!r}"
 
 
-def _read(path: Path, file: h5py.File) -> KSpace:
-    kspace = _complex(path, _kspace_dataset(path, file))
-    header = _header(file)
-    notes: tuple[str, ...] = ()
-    if kspace.shape[-1] == header.get("encodedSpace/matrixSize/x") != kspace.shape[-2]:
-        # Repacked files exist in which the phase encoding comes first.
-        kspace, notes = kspace.swapaxes(-1, -2), ("readout and phase encoding were swapped",)
+def _scan(path: Path, source: Source, kspace: np.ndarray) -> KSpace:
+    """What is measured, and what of it the protocol covers."""
+    header, notes, mask = source.header, source.notes, source.mask
+    swapped = source.matrix[1] == header.get("encodedSpace/matrixSize/x") != source.matrix[0]
+    if swapped:  # repacked files exist in which the phase encoding comes first
+        kspace, notes = kspace.swapaxes(-1, -2), (*notes, "readout and phase encoding were swapped")
+        mask = mask.T if mask is not None and mask.ndim == 2 else mask
     tensor = torch.from_numpy(np.ascontiguousarray(kspace))
-    encoded = _encoded(header, tensor.shape[-1])
-    mask = _mask(path, file, tensor) & encoded
-    if not mask.any():
-        raise UserError(f"{path}: nothing was measured: 'kspace' is zero everywhere, or the mask leaves nothing of it")
-    if "mask" not in file and mask.ndim == 1:
-        encoded = _without_zero_filling(mask, encoded)
+    height, width = tensor.shape[-2:]
+    encoded = _encoded(header, width)
+    measured = _given(path, mask, height, width) if mask is not None else sampled(tensor)
+    measured = measured & encoded
+    if not measured.any():
+        raise UserError(f"{path}: nothing was measured: k-space is zero everywhere, or the mask leaves nothing of it")
+    if mask is None and measured.ndim == 1:
+        encoded = _without_zero_filling(measured, encoded)
+    _check_cartesian(path, tensor)
     return KSpace(
         path=path,
-        kspace=torch.where(mask, tensor, 0),  # not a product, which keeps the signs of zeros
-        mask=mask,
+        kspace=torch.where(measured, tensor, 0),  # not a product, which keeps the signs of zeros
+        mask=measured,
         encoded=encoded,
-        contrast=_text(file.attrs.get("acquisition", "")),
-        recon_size=_recon_size(file, header, tensor.shape[-2:], swapped=bool(notes)),
-        noise_std=_noise_std(path, file),
+        contrast=source.contrast,
+        recon_size=_recon_size(source, (height, width), swapped),
+        noise_std=source.noise_std,
         notes=notes,
+        noise_covariance=None if source.noise_covariance is None else torch.from_numpy(source.noise_covariance),
+        format=source.format,
+        slices=source.slices,
     )
 
 
-def _kspace_dataset(path: Path, file: h5py.File) -> h5py.Dataset:
-    dataset = file.get("kspace")
-    if not isinstance(dataset, h5py.Dataset):
-        keys = ", ".join(sorted(file.keys())) or "nothing"
-        hint = " This looks like an ISMRMRD file: convert it first." if "dataset" in file else ""
-        raise UserError(f"{path}: no dataset 'kspace'; found {keys}. {EXPECTED}{hint}")
-    return dataset
+def _given(path: Path, mask: np.ndarray, height: int, width: int) -> Tensor:
+    if mask.shape not in ((width,), (height, width)):
+        raise UserError(f"{path}: the mask has the shape {mask.shape}; expected {width}, one value a column of k-space")
+    return torch.from_numpy(mask)
 
 
-def _complex(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    """The dataset as finite complex64 (slices, coils, H, W); a trailing axis of 2 is real and imaginary part."""
-    if dataset.shape is None or dataset.dtype.kind not in "biufcV":
-        found = "empty" if dataset.shape is None else f"{dataset.dtype}"
-        raise UserError(f"{path}: 'kspace' is {found}, not complex numbers. {EXPECTED} Download or convert it again.")
-    data = dataset[()]
-    names: tuple[str, ...] = data.dtype.names or ()
-    if len(names) == 2 and all(data[name].dtype.kind in "iuf" for name in names):
-        data = data[names[0]] + 1j * data[names[1]]
-    elif data.dtype.kind == "f" and data.ndim >= 2 and data.shape[-1] == 2:
-        data = data[..., 0] + 1j * data[..., 1]
-    _check_axes(path, data.shape)
-    if data.dtype.kind != "c":
-        raise UserError(f"{path}: 'kspace' is {data.dtype}, not complex. {EXPECTED} Magnitudes are no k-space.")
-    broken = [number for number, part in enumerate(data) if not np.isfinite(part).all()]
-    if broken:
-        listed = ", ".join(map(str, broken[:8])) + (", ..." if len(broken) > 8 else "")
-        raise UserError(f"{path}: NaN or infinity in slice {listed} of {len(data)}. Remove the file, or mend it at its source.")
-    return np.asarray(data, np.complex64)
-
-
-def _check_axes(path: Path, shape: tuple[int, ...]) -> None:
-    found = f"{path}: 'kspace' has {len(shape)} axes ({' x '.join(map(str, shape))})"
-    if len(shape) == 3:
-        raise UserError(
-            f"{found}: a single-coil file. {EXPECTED} One coil has no sensitivity maps to be estimated, which everything here"
-            " is built on, so that single-coil files are not supported yet; take the multi-coil ones."
-        )
-    if len(shape) == 5:
-        raise UserError(
-            f"{found}, as fastMRI's prostate files with their averages. {EXPECTED} Combine the averages (or echoes) first."
-        )
-    if len(shape) != 4:
-        raise UserError(f"{found}. {EXPECTED}")
-    if min(shape) == 0:
-        raise UserError(f"{found}: it is empty. {EXPECTED} Download or convert it again.")
-
-
-def _header(file: h5py.File) -> dict[str, int]:
-    """The sizes in the ISMRMRD header, by path; empty where there is none or it cannot be parsed."""
-    try:
-        root = ElementTree.fromstring(np.ravel(file["ismrmrd_header"][()])[0])
-    except (KeyError, IndexError, ElementTree.ParseError, TypeError, ValueError):
-        return {}
-    step = "encodingLimits/kspace_encoding_step_1"
-    wanted = [f"{space}/matrixSize/{axis}" for space in ("encodedSpace", "reconSpace") for axis in "xy"]
-    found: dict[str, int] = {}
-    for name in [*wanted, f"{step}/center", f"{step}/maximum"]:
-        text = root.findtext("/".join("{*}" + part for part in f"encoding/{name}".split("/")), "").strip()
-        if text.isdigit():
-            found[name] = int(text)
-    return found
+def _check_cartesian(path: Path, kspace: Tensor) -> None:
+    """Of radial scans every line runs through the centre: all lines have about the same energy, and all have their peak in one place."""
+    energy = kspace[len(kspace) // 2].abs().square().sum(0)
+    lines, samples = energy.sum(0), energy.sum(1)
+    for one, other in ((lines, samples), (samples, lines)):
+        lit = one[one > 0]
+        alike = len(lit) >= FEWEST_SPOKES and float(lit.max()) < 4 * float(lit.median())
+        if alike and float(other.max()) > 200 * float(other.median()):
+            raise UserError(
+                f"{path}: looks radial, as fastMRI's breast files: every line of k-space has the same energy and its peak in the same"
+                " place. Only Cartesian scans are supported: grid it, or take another acquisition."
+            )
 
 
 def _encoded(header: Mapping[str, int], width: int) -> Tensor:
@@ -212,98 +197,14 @@ def _without_zero_filling(mask: Tensor, encoded: Tensor) -> Tensor:
     return mask if gapless and abs(left - right) <= 2 and 2 * len(measured) > len(mask) else encoded
 
 
-def _mask(path: Path, file: h5py.File, kspace: Tensor) -> Tensor:
-    """What was measured: the file's mask, else what is not zero."""
-    height, width = kspace.shape[-2:]
-    for name in ("mask", "sampling_mask"):
-        if name in file:
-            values = _numbers(path, name, file[name])
-            mask = torch.from_numpy(values.astype(bool)).squeeze()
-            if mask.shape not in ((width,), (height, width)):
-                found = " x ".join(map(str, mask.shape)) or "of one number"
-                raise UserError(
-                    f"{path}: '{name}' has the shape {found}; expected {width}, one value a column of 'kspace'. Mend or remove it."
-                )
-            return mask
-    return sampled(kspace)
-
-
-def _numbers(path: Path, name: str, found: Any) -> np.ndarray:
-    """What is stored under a name, if it is numbers."""
-    if isinstance(found, h5py.Group):
-        raise UserError(f"{path}: '{name}' is a group of {len(found)}; expected an array of numbers. Mend or remove it.")
-    values = np.asarray(found[()] if isinstance(found, h5py.Dataset) else found)
-    if values.dtype.kind not in "biuf":
-        raise UserError(f"{path}: '{name}' is {values.dtype}; expected numbers. Mend or remove it.")
-    return values
-
-
-def _recon_size(file: h5py.File, header: Mapping[str, int], matrix: Iterable[int], swapped: bool) -> tuple[int, int]:
+def _recon_size(source: Source, matrix: tuple[int, int], swapped: bool) -> tuple[int, int]:
     """Rows and columns of the target, else of the header, else of k-space."""
     height, width = matrix
-    targets = [file[name] for name in TARGETS if isinstance(file.get(name), h5py.Dataset)]
-    target = next((dataset.shape[-2:] for dataset in targets if dataset.ndim >= 2), None)
-    if target is not None:
-        rows, cols = target[::-1] if swapped else target
+    if source.target is not None:
+        rows, cols = source.target[::-1] if swapped else source.target
     else:
+        header = source.header
         rows, cols = header.get("reconSpace/matrixSize/x", height), header.get("reconSpace/matrixSize/y", width)
     if cols > width:  # fastMRI's rule for scans that are narrower than their image
         rows, cols = width, width
     return min(rows, height), min(cols, width)
-
-
-def _noise_std(path: Path, file: h5py.File) -> float | None:
-    found = file.attrs["noise_std"] if "noise_std" in file.attrs else file.get("noise_std")
-    if found is None:
-        return None
-    value = _numbers(path, "noise_std", found)
-    if np.size(value) != 1 or not np.isfinite(value).all() or np.ravel(value)[0] < 0:
-        raise UserError(f"{path}: 'noise_std' is {value}; expected one number, the noise of k-space per real component")
-    return float(np.ravel(value)[0])
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def write_fastmri(
-    path: Path,
-    kspace: Tensor,
-    *,
-    acquisition: str,
-    noise_std: float,
-    mask: Tensor | None = None,
-    recon_size: tuple[int, int] | None = None,
-    attributes: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes k-space (slices, coils, H, W) in fastMRI's layout, with its noise per real component beside it.
-
-    With a ``mask`` (W,) or (H, W) the rest is zeroed and, as in fastMRI's test files, there is no target.
-    """
-    slices, _, height, width = kspace.shape
-    size = recon_size or (height, width)
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        file["kspace"] = (kspace if mask is None else torch.where(mask, kspace, 0)).numpy()
-        file["ismrmrd_header"] = _header_text(slices, (height, width), size)
-        file.attrs.update(acquisition=acquisition, patient_id="", noise_std=noise_std, **(attributes or {}))
-        if mask is not None:
-            file["mask" if mask.ndim == 1 else "sampling_mask"] = mask.numpy()
-            return
-        target = rss(crop(ifft2c(kspace), size), 1).numpy()
-        file["reconstruction_rss"] = target
-        file.attrs.update(max=float(target.max()), norm=float(np.linalg.norm(target)))
-
-
-def _header_text(slices: int, encoded: tuple[int, int], recon: tuple[int, int]) -> str:
-    def space(name: str, size: tuple[int, int]) -> str:
-        return f"<{name}><matrixSize><x>{size[0]}</x><y>{size[1]}</y><z>1</z></matrixSize></{name}>"
-
-    def limit(name: str, count: int) -> str:
-        return f"<{name}><minimum>0</minimum><maximum>{count - 1}</maximum><center>{count // 2}</center></{name}>"
-
-    limits = limit("kspace_encoding_step_1", encoded[1]) + limit("slice", slices)
-    return (
-        '<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>'
-        f"{space('encodedSpace', encoded)}{space('reconSpace', recon)}<encodingLimits>{limits}</encodingLimits>"
-        "</encoding></ismrmrdHeader>"
-    )

@@ -35,8 +35,8 @@ from ..jobs import run_files
 from ..tensors import make_generator, randn_like
 from . import phantoms
 from .config import SimulateConfig
+from .fastmri_file import write_fastmri
 from .fourier import ifft2c, rss
-from .readers import write_fastmri
 
 NOISE_STREAM = 4  # the purpose of the generators of measurement noise
 

@@ -1,0 +1,46 @@
+"""What a file of k-space holds before its samples are read: the common form of all formats."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+
+EXPECTED = "Expected: 'kspace', complex (slices, coils, H, W), in fastMRI's multi-coil layout."
+
+
+@dataclass(frozen=True)
+class Source:
+    """One scan in a file; ``load(slices)`` reads complex64 (slices, coils, H, W) of them."""
+
+    format: str
+    slices: int
+    load: Callable[[Sequence[int]], NDArray[np.complex64]]
+    matrix: tuple[int, int]
+    """H and W as stored."""
+    header: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of the ISMRMRD header by their path, such as ``reconSpace/matrixSize/x``; empty where there is none."""
+    mask: NDArray[np.bool_] | None = None
+    """(W,) or (H, W), if the file has one."""
+    contrast: str = ""
+    target: tuple[int, int] | None = None
+    """Rows and columns of the image that the scanner made, if it is there."""
+    noise_std: float | None = None
+    noise_covariance: NDArray[np.complex128] | None = None
+    """(coils, coils), of the complex noise, in the units of k-space."""
+    notes: tuple[str, ...] = ()
+
+
+def to_complex64(path: Path, data: NDArray[np.generic], slices: Sequence[int]) -> NDArray[np.complex64]:
+    """Samples of the given slices as complex64; NaN or infinity is a :class:`UserError` that names the slices."""
+    if data.dtype.kind != "c":
+        raise UserError(f"{path}: 'kspace' is {data.dtype}, not complex. {EXPECTED} Magnitudes are no k-space.")
+    broken = [number for number, part in zip(slices, data, strict=True) if not np.isfinite(part).all()]
+    if broken:
+        listed = ", ".join(map(str, broken[:8])) + (", ..." if len(broken) > 8 else "")
+        raise UserError(f"{path}: NaN or infinity in slice {listed}. Remove the file, or mend it at its source.")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(data, np.complex64)
