@@ -18,8 +18,8 @@ from ..errors import UserError
 from ..jobs import run_files
 from .coils import SMALLEST_CALIB
 from .fourier import ifft2c, rss
-from .masks import find_acs, find_dc
-from .readers import KSpace, find_files, read
+from .masks import acs_lines, default_acs, find_acs, find_dc
+from .readers import KSpace, find_files, glance
 
 OFF_CENTRE = 4  # samples by which the centre of k-space may lie beside N // 2 before it is said
 
@@ -67,8 +67,7 @@ def _nothing(row: Row) -> str:
 def examine(path: Path, singlecoil: bool) -> Row:
     """The row of one file."""
     try:
-        scan = read(path, singlecoil=singlecoil, only=(0,))
-        scan = read(path, singlecoil=singlecoil, only=(0, scan.slices // 2)) if scan.slices > 1 else scan
+        scan = glance(path, singlecoil=singlecoil)
     except UserError as error:
         return Row(file=str(path), problem=str(error).removeprefix(f"{path}: "))
     row = _of(scan)
@@ -78,7 +77,7 @@ def examine(path: Path, singlecoil: bool) -> Row:
         _, lines = find_acs(scan.kspace, scan.mask)
     except UserError as error:
         return dataclasses.replace(row, problem=str(error))
-    return dataclasses.replace(row, acs=lines.stop - lines.start, scale=_scale(scan, lines), remarks=_remarks(scan, lines))
+    return dataclasses.replace(row, acs=lines.stop - lines.start, scale=_scale(scan), remarks=_remarks(scan, lines))
 
 
 def _of(scan: KSpace) -> Row:
@@ -95,11 +94,13 @@ def _of(scan: KSpace) -> Row:
     )
 
 
-def _scale(scan: KSpace, lines: slice) -> float:
-    """The scale of the middle slice."""
-    low = torch.zeros_like(scan.kspace[-1])
-    low[..., lines] = scan.kspace[-1][..., lines]
-    return float(torch.quantile(rss(ifft2c(low), 0).flatten()[: 1 << 24], 0.99))
+def _scale(scan: KSpace) -> float:
+    """The scale of the middle slice: its ACS lines alone, on a grid that is just fine enough for them."""
+    width = scan.kspace.shape[-1]
+    acs = max(default_acs(width), 1)
+    low = torch.nn.functional.pad(scan.kspace[-1][..., acs_lines(width, acs)], (acs - acs // 2, acs // 2))
+    brighter = (width / low.shape[-1]) ** 0.5  # the orthonormal FFT of the coarser grid
+    return float(torch.quantile(rss(ifft2c(low), 0).flatten(), 0.99)) / brighter
 
 
 def _remarks(scan: KSpace, lines: slice) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ k[u] = 1/sqrt(N) sum_n x[n] exp(-2 pi i (u - N//2) (n - N//2) / N)     in each d
 import torch
 from torch import Tensor
 
+from ..tensors import squared
+
 AXES = (-2, -1)
 
 
@@ -40,7 +42,7 @@ def crop_kspace(kspace: Tensor, size: tuple[int, int]) -> Tensor:
 
 def rss(x: Tensor, dim: int) -> Tensor:
     """Root of the sum of squares over the coils."""
-    return x.abs().square().sum(dim).sqrt()
+    return squared(x).sum(dim).sqrt()
 
 
 def _fitting(x: Tensor, size: tuple[int, int]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..tensors import make_generator
+from ..tensors import make_generator, squared
 
 MASK_STREAM = 3  # the purpose of the generators that draw a volume's mask
 CENTRAL = 8  # the centre of k-space is looked for within 1/8 of the matrix from its middle
@@ -142,7 +142,7 @@ def find_dc(kspace: Tensor, mask: Tensor) -> tuple[int, int]:
     Not every scan has it at N // 2. Raises :class:`UserError` if nothing was measured near the middle.
     """
     height, width = kspace.shape[-2:]
-    energy = torch.where(mask, kspace.abs().square().sum((0, 1)), -1.0)
+    energy = torch.where(mask, squared(kspace).sum((0, 1)), -1.0)
     top, left = height // 2 - height // CENTRAL, width // 2 - width // CENTRAL
     near = energy[top : height // 2 + height // CENTRAL + 1, left : width // 2 + width // CENTRAL + 1]
     if not (near >= 0).any():
