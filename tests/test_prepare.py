@@ -12,6 +12,7 @@ from rsdmri.mri import phantoms
 from rsdmri.mri.__main__ import APPLICATION
 from rsdmri.mri.domain import MRI
 from rsdmri.mri.fastmri_file import write_fastmri
+from rsdmri.mri.patterns import fastmri_columns
 from rsdmri.settings import load_experiment
 from rsdmri.tensors import make_generator
 
@@ -40,8 +41,8 @@ def prepare(tmp_path, *extra, espirit=True):
     return run("prepare", *where, *extra)
 
 
-def opened(tmp_path):
-    experiment = load_experiment(type(APPLICATION.experiment()), [])
+def opened(tmp_path, config="defaults"):
+    experiment = load_experiment(type(APPLICATION.experiment()), [] if config == "defaults" else [config])
     return MRI().observations(tmp_path / "runs/x/prepare/observations.h5", experiment)
 
 
@@ -288,3 +289,28 @@ def test_kspace_that_is_no_numbers(tmp_path, kind, capsys):
     error = capsys.readouterr().err
     assert "unexpected" not in error
     assert "not complex" in error
+
+
+@pytest.mark.parametrize("kind", ["equispaced", "fastmri_random", "fastmri_equispaced"])
+def test_other_patterns_are_kept_with_the_data_and_drawn_from_them(tmp_path, kind, capsys):
+    for number in range(6):
+        scan(tmp_path / "kspace", "x" * (number + 1), size=(16, 64))
+    assert prepare(tmp_path, "--data.mask", kind, "--data.acs", "4", "--config", "mri/demo") == 0
+    assert "drawn for 12 slices; data.accel is 4" in capsys.readouterr().err
+    data = opened(tmp_path, "mri/demo")
+    masks = data.mask
+    if kind == "equispaced":
+        assert (masks.sum(1) == 16).all()
+    else:
+        expected = fastmri_columns("xxx.h5", 64, 4, 4 / 64, kind.removeprefix("fastmri_"))
+        assert torch.equal(masks[data.names.index("xxx/0")], expected)
+    law = data.law()
+    drawn = law.draw(50, make_generator(0))[0].mask[:, 0, 0]
+    assert {tuple(m.tolist()) for m in drawn} <= {tuple(m.tolist()) for m in masks}
+
+
+def test_two_sets_of_maps_are_not_for_training(tmp_path, capsys):
+    scan(tmp_path / "kspace", "a")
+    assert run("espirit", tmp_path / "kspace", "--out", tmp_path / "maps", "--workers", "1", "--calib", "12", "--sets", "2") == 0
+    assert prepare(tmp_path, espirit=False) == 1
+    assert "its maps have 2 sets, and training takes one" in capsys.readouterr().err

@@ -23,6 +23,9 @@ class MRIData:
     """Acceleration R: floor(W / R) columns are kept, the ACS lines included (also -R, --accel)."""
     acs: int | None = None
     """Autocalibration lines, always kept; by default round(W / 16)."""
+    mask: Literal["random", "equispaced", "fastmri_random", "fastmri_equispaced"] = "random"
+    """How columns are chosen: exactly floor(W / R) at random or evenly spaced; or as the fastMRI package does, for comparisons with
+    published results (its R is what it comes to)."""
     size: tuple[int, int] | None = None
     """Rows and columns to which images are cropped; by default as in the files."""
     thinning: Literal["redrawn", "fixed"] = "redrawn"

@@ -1,54 +1,27 @@
-"""K-space and coil maps become the fixed corrupted data set.
-
-observations.h5   one group per number of coils: ``kspace`` (N, coils, H, W) zero where not measured, ``mask`` (N, W), ``maps``, ``scale``,
-                  ``noise_std`` (scaled units, per real component), ``name``
-references.h5     ``images`` (N, H, W) complex and ``name``, in the same scale; only ``evaluate`` opens it
+"""K-space and coil maps become the fixed corrupted data set: observations.h5 and references.h5 (see :mod:`.store`).
 
 K-space is divided by the 99th percentile of the RSS image of its own ACS lines, which a test scan has too.
 """
 
-import json
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import to_tree
 from ..errors import UserError
-from ..files import atomic
 from ..progress import track
-from .coils import SMALLEST_CALIB
 from .config import MRIExperiment
 from .fourier import crop, fft2c, ifft2c, rss
 from .maps import read_maps
 from .masks import acs_lines, check_acceleration, check_thinning, default_acs, volume_columns
-from .masks import columns as columns_of
 from .operators import combine
+from .patterns import equispaced_columns, fastmri_columns
 from .readers import KSpace, find_files, read
-
-DISPLAY_QUANTILE = 0.999
-LOST_BITS = 13  # of a float32 in the histogram of magnitudes: its bins are 1/1024 wide
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One prepared slice, in scaled units; ``image`` is known only where the scan is fully sampled."""
-
-    name: str
-    kspace: Tensor
-    mask: Tensor
-    maps: Tensor
-    scale: float
-    noise_std: float
-    calib: int
-    image: Tensor | None
+from .store import References, Slice, Store, new_file
 
 
 def prepare(experiment: MRIExperiment, out: Path) -> None:
@@ -58,13 +31,13 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
     apart = find_files(data.references) if data.references else []
     maps = data.maps or experiment.folder / "espirit"
     with ExitStack() as stack:
-        store = Store(stack.enter_context(_new(out / "observations.h5")))
+        store = Store(stack.enter_context(new_file(out / "observations.h5")))
         clean: References | None = None
         for file in track(files, "prepare", len(files), "files"):
             for item in slices(file, maps, experiment):
                 store.add(item)
                 if item.image is not None and not apart:
-                    clean = clean or References(stack.enter_context(_new(out / "references.h5")))
+                    clean = clean or References(stack.enter_context(new_file(out / "references.h5")))
                     clean.add(item)
         if not store.items:
             raise UserError("no slice with signal in any file: nothing to learn from")
@@ -75,28 +48,15 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
                         f"{file}: undersampled, and data.references must be fully sampled: clean images need every column"
                     )
                 store.check_size(item)
-                clean = clean or References(stack.enter_context(_new(out / "references.h5")))
+                clean = clean or References(stack.enter_context(new_file(out / "references.h5")))
                 clean.add(item)
         store.finish(experiment)
         if clean is not None:
             clean.finish()
         else:
             (out / "references.h5").unlink(missing_ok=True)  # of an earlier data set
-    own = [count for count, is_own in store.masks if is_own]
-    if own:
-        width = store.size[1]
-        print(
-            f"prepare: {len(own)} of {len(store.items)} slices came undersampled and keep their masks"
-            f" (R = {width / max(own):.3g} to {width / min(own):.3g}); data.accel is {data.accel:g}",
-            file=sys.stderr,
-        )
-
-
-@contextmanager
-def _new(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file that appears under its name when it is complete."""
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        yield file
+    for line in store.summary(data.accel):
+        print(f"prepare: {line}", file=sys.stderr)
 
 
 def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator[Slice]:
@@ -167,7 +127,7 @@ def _mask(scan: KSpace, width: int, acs: int, experiment: MRIExperiment) -> Tens
             # A column that the scanner filled with zeros was never acquired, and is none of those that are drawn.
             encoded = torch.nn.functional.interpolate(scan.encoded.float()[None, None], size=width)[0, 0].bool()
             check_acceleration(int(encoded.sum()), accel, acs, thinned)
-            mask = volume_columns(scan.name, width, accel, acs, experiment.seed, encoded)
+            mask = _drawn(scan, width, acs, experiment, encoded)
         else:
             mask = scan.mask
         if not mask[acs_lines(width, acs)].all():
@@ -177,6 +137,16 @@ def _mask(scan: KSpace, width: int, acs: int, experiment: MRIExperiment) -> Tens
     except UserError as error:
         raise UserError(f"{scan.path}: {error}") from None
     return mask
+
+
+def _drawn(scan: KSpace, width: int, acs: int, experiment: MRIExperiment, encoded: Tensor) -> Tensor:
+    """The mask of a fully sampled volume, a function of its name."""
+    kind, accel = experiment.data.mask, experiment.data.accel
+    if kind == "random":
+        return volume_columns(scan.name, width, accel, acs, experiment.seed, encoded)
+    if kind == "equispaced":
+        return equispaced_columns(scan.name, width, accel, acs, experiment.seed, encoded)
+    return fastmri_columns(scan.path.name, width, accel, acs / width, kind.removeprefix("fastmri_")) & encoded
 
 
 def _noise_std(scan: KSpace, experiment: MRIExperiment) -> float:
@@ -194,105 +164,3 @@ def _noise_std(scan: KSpace, experiment: MRIExperiment) -> float:
     edge = max(acquired.shape[-2] // 32, 1)
     power = torch.cat([acquired[..., :edge, :], acquired[..., -edge:, :]], dim=-2).abs().square().flatten()
     return float((power[power > 0].median() / (2 * np.log(2))).sqrt())
-
-
-class Store:
-    """observations.h5 in the making."""
-
-    def __init__(self, file: h5py.File) -> None:
-        self.file = file
-        self.items: list[tuple[str, str]] = []  # group, name of the slice
-        self.columns: dict[str, dict[str, list[Any]]] = {}
-        self.masks: list[tuple[int, bool]] = []  # columns measured; whether the scan came undersampled
-        self.calib = sys.maxsize
-        self.size = (0, 0)
-        self.first = ""
-        self.counts = torch.zeros(1 << (32 - LOST_BITS), dtype=torch.int64)  # of observed magnitudes
-
-    def add(self, item: Slice) -> None:
-        self.check_size(item)
-        name = f"coils_{len(item.kspace)}"
-        group = self.file.require_group(name)
-        _append(group, "kspace", item.kspace)
-        _append(group, "maps", item.maps)
-        columns = self.columns.setdefault(name, {"mask": [], "scale": [], "noise_std": [], "name": []})
-        for field, values in columns.items():
-            values.append(getattr(item, field))
-        self.items.append((name, item.name))
-        self.masks.append((int(item.mask.sum()), item.image is None))
-        self.calib = min(self.calib, item.calib)
-        magnitude = combine(item.maps[None], ifft2c(item.kspace[None])).abs().float().flatten()
-        self.counts += torch.bincount(magnitude.view(torch.int32) >> LOST_BITS, minlength=len(self.counts))
-
-    def check_size(self, item: Slice) -> None:
-        """All images of a data set have one size."""
-        size = (item.kspace.shape[-2], item.kspace.shape[-1])
-        self.size, self.first = (self.size, self.first) if self.first else (size, item.name)
-        if size != self.size:
-            listed = f"{self.first}: {self.size[0]} x {self.size[1]}; {item.name}: {size[0]} x {size[1]}"
-            raise UserError(f"the scans have several sizes ({listed}): choose one with data.size H W, at most the smallest")
-
-    def finish(self, experiment: MRIExperiment) -> None:
-        """What is known only at the end."""
-        for name, columns in self.columns.items():
-            group = self.file[name]
-            group["mask"] = torch.stack(columns["mask"]).numpy()
-            group["scale"] = np.array(columns["scale"])
-            group["noise_std"] = np.array(columns["noise_std"], np.float32)
-            group["name"] = columns["name"]
-        data, attributes = experiment.data, self.file.attrs
-        width = self.size[1]
-        acs = default_acs(width) if data.acs is None else data.acs
-        # The mask law is known only where every mask was drawn by it, and from all columns.
-        by_law = all((count, own) == (columns_of(width, data.accel), False) for count, own in self.masks)
-        attributes.update(acs=acs, accel=data.accel, own_masks=not by_law, display_max=self._display_max())
-        attributes["maps"] = "ones" if data.singlecoil else "acs" if SMALLEST_CALIB <= self.calib <= acs else "full"
-        attributes["config"] = json.dumps(to_tree(experiment))
-
-    def _display_max(self) -> float:
-        """One constant of the data set for showing magnitudes: the 99.9th percentile of the observed ones, to a part in 1,000.
-
-        Positive floats have the order of their bits: without the last ones, these number the bins of a histogram.
-        """
-        above = self.counts.flip(0).cumsum(0).flip(0)  # values in this bin or a higher one
-        rank = max(int(int(above[0]) * (1 - DISPLAY_QUANTILE)), 1)
-        bin = int((above >= rank).sum()) - 1
-        middle = torch.tensor((bin << LOST_BITS) + (1 << (LOST_BITS - 1)), dtype=torch.int32)
-        return float(middle.view(torch.float32))
-
-
-class References:
-    """references.h5 in the making."""
-
-    def __init__(self, file: h5py.File) -> None:
-        self.file = file
-        self.names: list[str] = []
-
-    def add(self, item: Slice) -> None:
-        assert item.image is not None
-        _append(self.file, "images", item.image)
-        self.names.append(item.name)
-
-    def finish(self) -> None:
-        self.file["name"] = self.names
-
-
-def _append(group: h5py.Group, name: str, value: Tensor) -> None:
-    """One more row of a dataset."""
-    if name not in group:
-        shape = tuple(value.shape)
-        # A chunk a slice, because training reads slices; compressed, because most of k-space is zero; with a checksum.
-        group.create_dataset(
-            name,
-            shape=(0, *shape),
-            maxshape=(None, *shape),
-            dtype=np.complex64,
-            chunks=(1, *shape),
-            compression="gzip",
-            compression_opts=1,
-            fletcher32=True,
-        )
-    dataset = group[name]
-    dataset.resize(len(dataset) + 1, axis=0)
-    dataset[-1] = value.numpy()
-    dataset.flush()  # a full disk is noticed here, and not after the last slice
