@@ -1,14 +1,14 @@
 """Many files, several processes: what fails is named at the end, what is done is skipped, what works goes on."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from traceback import extract_tb
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from .errors import NotWritable, UsageError, UserError
 from .progress import Progress
@@ -19,6 +19,28 @@ Result: TypeAlias = tuple[R | None, str | None]  # what the function returned, N
 
 #: One thread a worker: the workers themselves fill the cores. Read by the libraries when a worker imports them.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+
+
+class FilesFailed(UserError):
+    """Some inputs failed; ``errors`` says which and why."""
+
+    def __init__(self, message: str, errors: Mapping[Any, str]) -> None:
+        super().__init__(message)
+        self.errors = errors
+
+
+def default_shard(environment: Mapping[str, str]) -> str:
+    """``i/n`` of a SLURM job array, in which this is one task; else ``0/1``, everything."""
+    try:
+        number, first, step, count = (
+            int(environment[f"SLURM_ARRAY_TASK_{name}"]) if f"SLURM_ARRAY_TASK_{name}" in environment else default
+            for name, default in (("ID", None), ("MIN", 0), ("STEP", 1), ("COUNT", None))
+        )
+    except ValueError:
+        return "0/1"
+    if number is None or first is None or step is None or count is None:
+        return "0/1"
+    return f"{(number - first) // step}/{count}"
 
 
 def shard(items: Sequence[T], text: str) -> list[T]:
@@ -46,8 +68,8 @@ def run_files(
 
     ``note`` is what the progress line says of a result. A ``function`` that writes does so atomically: then a run that was
     interrupted goes on where it stopped. ``workers`` 0: one a core; with 1 everything happens in this process, else ``function``
-    and ``done`` must be picklable. What one input raises does not stop the others; at the end a :class:`UserError` lists what failed
-    and why. Only a disk that cannot be written ends the run at once.
+    and ``done`` must be picklable. What one input raises does not stop the others; at the end :class:`FilesFailed` lists what
+    failed and why. Only a disk that cannot be written ends the run at once.
     """
     failures: dict[T, str] = {}
     results: dict[T, R] = {}
@@ -74,7 +96,7 @@ def run_files(
     if failures:
         listed = "\n".join(failures[item] for item in inputs if item in failures)
         others = ", the others are done" if len(failures) < len(inputs) else ""
-        raise UserError(f"{len(failures)} of {len(inputs)} {unit} failed{others}:\n{listed}")
+        raise FilesFailed(f"{len(failures)} of {len(inputs)} {unit} failed{others}:\n{listed}", failures)
     return results
 
 

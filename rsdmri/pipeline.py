@@ -24,8 +24,9 @@ from .errors import UsageError, UserError
 from .evaluation import Evaluator, build_evaluator
 from .files import read_json, write_json
 from .generation import Model, open_model, read_samples, write_samples
+from .grids import save_grid
 from .objectives import Objective, build_objective
-from .reporting import Curve, Grid, Row, Score, load_curves, save_grid, write_report
+from .reporting import Curve, Grid, Row, Score, load_curves, write_report
 from .runs import device_of, open_run, write_config
 from .settings import named_configs
 from .steps import DistillStep, PretrainStep

@@ -19,11 +19,11 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from .errors import UserError
-from .files import atomic, write_json, write_text
+from .files import write_json, write_text
+from .grids import pixels_of
 from .report_charts import Curve, charts, load_curves
 
-__all__ = ["Curve", "Grid", "Row", "Score", "load_curves", "save_grid", "write_report"]
+__all__ = ["Curve", "Grid", "Row", "Score", "load_curves", "write_report"]
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 OBSERVATION = "observation"  # the row that every other one has to beat
@@ -195,16 +195,8 @@ def _worse(name: str, groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, st
 # Images
 
 
-def _pixels(images: ArrayLike) -> Pixels:
-    """Display images as 8-bit ``(n, H, W)`` or ``(n, H, W, 3)``; what is not a number is black."""
-    array = np.asarray(images)
-    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[-1] != 3) or not array.size:
-        raise UserError(f"images to show must be (n, H, W) or (n, H, W, 3), not {array.shape}")
-    return np.rint(255 * np.clip(np.nan_to_num(array), 0, 1)).astype(np.uint8)
-
-
 def _grid(grid: Grid) -> dict[str, Any]:
-    pixels = _pixels(grid.images)
+    pixels = pixels_of(grid.images)
     columns = min(6, math.ceil(math.sqrt(len(pixels))))
     uris = [_data_uri(image) for image in pixels]
     return {"title": grid.title, "caption": grid.caption, "columns": columns, "images": uris}
@@ -215,18 +207,3 @@ def _data_uri(image: Pixels) -> str:
     stream = io.BytesIO()
     Image.fromarray(image.repeat(factor, 0).repeat(factor, 1)).save(stream, "png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-
-
-def save_grid(path: Path | str, images: ArrayLike, columns: int) -> None:
-    """Writes ``(n, H, W[, 3])`` images in [0, 1] as one PNG, row by row, one pixel apart."""
-    pixels = _pixels(images)
-    height, width = pixels.shape[1:3]
-    columns = max(1, min(columns, len(pixels)))
-    lines = math.ceil(len(pixels) / columns)
-    shape = (lines * (height + 1) - 1, columns * (width + 1) - 1, *pixels.shape[3:])
-    sheet = np.zeros(shape, np.uint8)
-    for index, image in enumerate(pixels):
-        top, left = index // columns * (height + 1), index % columns * (width + 1)
-        sheet[top : top + height, left : left + width] = image
-    with atomic(path) as temporary:
-        Image.fromarray(sheet).save(temporary, "png")

@@ -1,19 +1,26 @@
 """Files of coil maps: what they hold, and a command that goes on where it stopped."""
 
 import dataclasses
+import json
 import shutil
+import sys
+import time
 
 import h5py
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rsdmri.errors import UserError
 from rsdmri.files import sha256
+from rsdmri.jobs import default_shard
 from rsdmri.mri import phantoms
 from rsdmri.mri.coils import espirit
 from rsdmri.mri.config import EspiritConfig
+from rsdmri.mri.estimate import estimate_file, estimate_files, is_done
 from rsdmri.mri.fastmri_file import write_fastmri
-from rsdmri.mri.maps import estimate_file, estimate_files, is_done, maps_path, read_maps
+from rsdmri.mri.maps import maps_path, read_maps
 from rsdmri.mri.readers import read
 from rsdmri.tensors import make_generator, randn_like
 
@@ -129,7 +136,7 @@ def test_what_fails_is_named_and_the_others_are_done(scans, tmp_path):
     assert lines[0].startswith("2 of 5 files failed")
     assert lines[1].startswith(f"{folder / 'bad.h5'}: not HDF5, but an HTML page")
     assert lines[2].startswith(f"{folder / 'few.h5'}: 3 fully sampled ACS lines found")
-    assert len(list((tmp_path / "maps").iterdir())) == 3
+    assert len(list((tmp_path / "maps").glob("*.maps.h5"))) == 3
 
 
 def test_maps_of_an_undersampled_scan_have_no_residual(tmp_path):
@@ -166,3 +173,90 @@ def test_several_processes_make_the_same_maps(scans, estimated, tmp_path):
     estimate_files([scans], tmp_path / "parallel", dataclasses.replace(CONFIG, workers=2))
     for scan in scans.iterdir():
         assert torch.allclose(read_maps(tmp_path / "parallel", scan).maps, read_maps(estimated, scan).maps, atol=1e-5)
+
+
+def test_failures_are_kept_and_tried_again_when_asked_or_changed(scans, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "maps"
+    shutil.copytree(scans, folder)
+    bad = folder / "bad.h5"
+    bad.write_bytes(b"<html>")
+    with pytest.raises(UserError, match="1 of 4 files failed"):
+        estimate_files([folder], out, CONFIG)
+    (line,) = (out / "failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] == str(bad)
+    assert "HTML" in json.loads(line)["error"]
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rsdmri.mri.estimate.read", lambda path, **options: seen.append(path) or read(path, **options))
+        with pytest.raises(UserError, match="failed before; --retry-failed tries it again"):
+            estimate_files([folder], out, CONFIG)
+        assert seen == []
+        with pytest.raises(UserError, match="1 of 4 files failed"):
+            estimate_files([folder], out, dataclasses.replace(CONFIG, retry_failed=True))
+        assert seen == [bad]
+        with pytest.raises(UserError, match="1 of 4 files failed"):  # other parameters are another attempt
+            estimate_files([folder], out, dataclasses.replace(CONFIG, crop=0.5))
+    with open(out / "failures.jsonl", "a") as file:
+        file.write("{torn\n")
+    shutil.copy(folder / "0.h5", bad)
+    estimate_files([folder], out, CONFIG)
+    assert not (out / "failures.jsonl").exists()
+    assert read_maps(out, bad).valid.all()
+
+
+def test_the_shard_of_a_slurm_array(scans, tmp_path, monkeypatch):
+    for name, value in (("ID", 7), ("MIN", 5), ("MAX", 7), ("COUNT", 3)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    estimate_files([scans], tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["2.maps.h5"]
+    estimate_files([scans], tmp_path, dataclasses.replace(CONFIG, shard="0/3"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.maps.h5", "2.maps.h5"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "0/1"),
+        ({"ID": "4"}, "0/1"),
+        ({"ID": "4", "COUNT": "8"}, "4/8"),
+        ({"ID": "21", "MIN": "1", "STEP": "10", "COUNT": "3"}, "2/3"),
+        ({"ID": "x", "COUNT": "3"}, "0/1"),
+    ],
+)
+def test_shards_from_the_environment(environment, expected):
+    assert default_shard({f"SLURM_ARRAY_TASK_{name}": value for name, value in environment.items()}) == expected
+
+
+def test_a_sheet_of_the_maps(scans, tmp_path):
+    estimate_files([scans], tmp_path, dataclasses.replace(CONFIG, report=True))
+    with Image.open(tmp_path / "0.maps.png") as sheet:
+        assert sheet.size == (8 * 33 - 1, 3 * 33 - 1)  # magnitudes, phases, the rest
+        pixels = np.asarray(sheet)
+    assert pixels[:32].max() > 100
+    assert np.ptp(pixels[33:65].astype(int), axis=-1).max() > 100  # phases have colours
+
+
+def test_slurm_without_submitit_says_what_to_install(scans, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r"pip install 'rsdmri\[slurm\]'"):
+        estimate_files([scans], tmp_path, dataclasses.replace(CONFIG, slurm=2))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_array_of_tasks(scans, tmp_path, monkeypatch, capsys):
+    """By submitit's executor for machines without SLURM, which runs the same pickled calls in processes."""
+    submitit = pytest.importorskip("submitit")
+    executor = submitit.AutoExecutor
+
+    def local(folder, cluster=None):
+        return executor(folder=folder, cluster="local")
+
+    monkeypatch.setattr(submitit, "AutoExecutor", local)
+    estimate_files([scans], tmp_path / "maps", dataclasses.replace(CONFIG, slurm=2, slurm_options=("timeout_min=5",)))
+    assert "2 tasks sent" in capsys.readouterr().out
+    for _ in range(120):
+        if len(list((tmp_path / "maps").glob("*.maps.h5"))) == 3:
+            break
+        time.sleep(0.5)
+    assert len(list((tmp_path / "maps").glob("*.maps.h5"))) == 3

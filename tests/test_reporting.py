@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from rsdmri.errors import UserError
+from rsdmri.grids import save_grid
 from rsdmri.report_charts import charts, running_mean, short
 from rsdmri.reporting import (
     Curve,
@@ -21,7 +22,6 @@ from rsdmri.reporting import (
     duration,
     load_curves,
     number,
-    save_grid,
     write_report,
 )
 

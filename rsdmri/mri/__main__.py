@@ -75,7 +75,7 @@ def _espirit(options: Espirit) -> None:
     # Before numpy is imported: many threads on the small matrices of ESPIRiT only wait for each other.
     for name, value in ONE_THREAD.items():
         os.environ.setdefault(name, value)
-    from .maps import estimate_files
+    from .estimate import estimate_files
 
     estimate_files(list(options.paths), options.out, options.options)
 

@@ -109,13 +109,22 @@ class EspiritConfig:
     """Power iterations a pixel (backend sigpy)."""
     workers: int = 0
     """Processes; 0: one a core."""
-    shard: str = "0/1"
-    """i/n: only every n-th file, from the i-th (for job arrays)."""
+    shard: str = ""
+    """i/n: only every n-th file, from the i-th; by default the part of this task in its SLURM array, else everything."""
+    retry_failed: bool = False
+    """Try files again that failed before (failures.jsonl) and have not changed."""
+    report: bool = False
+    """Also write <stem>.maps.png: maps, eigenvalues and what they leave of the coil images, of the middle slice."""
+    slurm: int = 0
+    """Send a SLURM array of so many tasks instead (extra [slurm])."""
+    slurm_options: tuple[str, ...] = ()
+    """NAME=VALUE for submitit, such as slurm_partition=cpu timeout_min=600."""
 
     def __post_init__(self) -> None:
         require(self.calib is None or self.calib >= self.kernel, "calib must be at least as wide as the kernel")
         require(self.kernel >= 2, "kernel must be at least 2")
         require(self.threshold is None or 0 < self.threshold < 1, "threshold must lie in (0, 1)")
         require(self.crop is None or 0 <= self.crop < 1, "crop must lie in [0, 1)")
+        require(self.slurm >= 0, "slurm must not be negative")
         require(self.sets == 1 or self.backend == "torch", "two sets of maps need the backend 'torch'")
         require(self.iterations >= 1 and self.workers >= 0, "iterations must be at least 1, workers not negative")

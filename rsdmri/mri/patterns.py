@@ -63,12 +63,12 @@ def poisson_disc(name: str, size: tuple[int, int], acceleration: float, acs: int
     generator = _generator(name, seed)
     order = torch.randperm(height * width, generator=generator).numpy()
     low, high = 0.0, 4.0 * math.sqrt(acceleration)
-    found = np.zeros(size, bool)
+    taken = np.zeros(size, bool)
     for _ in range(TRIES):
         slope = (low + high) / 2
-        found = _discs(order, size, slope, block.numpy())
-        low, high = (slope, high) if int(found.sum()) > wanted else (low, slope)
-    return _exactly(torch.from_numpy(found), block, wanted, torch.from_numpy(order))
+        taken = _discs(order, size, slope, block.numpy())
+        low, high = (slope, high) if int(taken.sum()) > wanted else (low, slope)
+    return _exactly(torch.from_numpy(taken), block, wanted, torch.from_numpy(order))
 
 
 def _discs(order: np.ndarray, size: tuple[int, int], slope: float, block: np.ndarray) -> np.ndarray:

@@ -1,0 +1,202 @@
+"""The command ``rsdmri-espirit``: the maps of many scans, in many processes or in a SLURM array, again and again until all are there.
+
+What is done is skipped, by the content of the scan and the parameters. What fails is kept in failures.jsonl beside the maps, and is not
+tried again until the file or the parameters change, or ``--retry-failed`` asks for it.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+
+from ..config import to_tree
+from ..errors import UserError
+from ..files import sha256, write_text
+from ..jobs import FilesFailed, default_shard, run_files, shard
+from .coils import calibration_block, espirit, residual
+from .config import EspiritConfig
+from .fourier import ifft2c
+from .maps import maps_path, write_maps
+from .masks import find_acs
+from .readers import KSpace, find_files, read
+from .sheets import write_sheet
+
+#: Options that do not change the maps.
+FREE = ("workers", "shard", "retry_failed", "report", "slurm", "slurm_options")
+
+
+def estimate_files(paths: Sequence[Path], out: Path, config: EspiritConfig) -> None:
+    """Estimates the maps of every scan that has none yet with these parameters.
+
+    Scans that fail do not stop the others; they are listed in the :class:`UserError` at the end.
+    """
+    files = find_files(paths)
+    stems: dict[str, Path] = {}
+    for file in files:
+        other = stems.setdefault(file.stem, file)
+        if other != file:
+            raise UserError(
+                f"{other} and {file} have the same name, and their maps would overwrite each other: use two --out folders"
+            )
+    if config.slurm:
+        _submit(files, out, config)
+        return
+    part = config.shard or default_shard(os.environ)
+    mine = shard(files, part)
+    record = out / ("failures.jsonl" if part == "0/1" else f"failures-{part.replace('/', '-of-')}.jsonl")
+    known = {} if config.retry_failed else _known_failures(record, mine, config)
+    failed: dict[Path, str] = {}
+    try:
+        run_files(
+            partial(estimate_file, out=out, config=config),
+            [file for file in mine if file not in known],
+            workers=config.workers,
+            stage="espirit",
+            done=partial(is_done, out=out, config=config),
+        )
+    except FilesFailed as error:
+        failed = dict(error.errors)
+        if not known:
+            _record(record, failed, config)
+            raise
+    _record(record, known | failed, config)
+    if known:
+        listed = [*failed.values(), *(f"{text} (failed before; --retry-failed tries it again)" for text in known.values())]
+        raise FilesFailed(f"{len(listed)} of {len(mine)} files failed:\n" + "\n".join(listed), known | failed)
+
+
+def _record(path: Path, failures: dict[Path, str], config: EspiritConfig) -> None:
+    """Writes failures.jsonl, or removes it when there are none."""
+    lines = [json.dumps({**_identity(file, config), "error": error}) for file, error in failures.items()]
+    if lines:
+        write_text(path, "\n".join(lines) + "\n")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _identity(file: Path, config: EspiritConfig) -> dict[str, Any]:
+    """What a failure depends on: the file as it is now, and the parameters."""
+    try:
+        status = file.stat()
+        state = [status.st_size, status.st_mtime_ns]
+    except OSError:
+        state = []
+    return {"file": str(file), "state": state, "parameters": _parameters(config)}
+
+
+def _known_failures(path: Path, files: Sequence[Path], config: EspiritConfig) -> dict[Path, str]:
+    """The files that failed before, unchanged since then and with the same parameters."""
+    found: dict[str, dict[str, Any]] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+                found[entry["file"]] = entry
+            except (ValueError, KeyError, TypeError):
+                continue  # a line that was torn: its file is tried again
+    same = (file for file in files if found.get(str(file), {}).items() >= _identity(file, config).items())
+    return {file: str(found[str(file)]["error"]) for file in same}
+
+
+def _submit(files: Sequence[Path], out: Path, config: EspiritConfig) -> None:
+    """Sends a SLURM array of ``config.slurm`` tasks, each with its part of the files, and says where its logs are."""
+    try:
+        import submitit
+    except ImportError:
+        raise UserError(
+            "--slurm needs submitit: pip install 'rsdmri[slurm]', or send an array of this command yourself"
+        ) from None
+    executor = submitit.AutoExecutor(folder=out / "slurm", cluster=None)
+    options: dict[str, Any] = {"name": "rsdmri-espirit", "timeout_min": 24 * 60, "cpus_per_task": max(config.workers, 1)}
+    for text in config.slurm_options:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--slurm-options {text}: expected NAME=VALUE, such as slurm_partition=cpu")
+        options[name] = int(value) if value.isdigit() else value
+    try:
+        executor.update_parameters(**options)
+    except (NameError, TypeError, ValueError) as error:
+        raise UserError(f"--slurm-options: {error}") from None
+    parts = [dataclasses.replace(config, slurm=0, shard=f"{number}/{config.slurm}") for number in range(config.slurm)]
+    jobs = executor.map_array(partial(estimate_files, list(files), out), parts)
+    print(
+        f"{len(jobs)} tasks sent: {', '.join(job.job_id for job in jobs[:4])}{', ...' if len(jobs) > 4 else ''}; logs in {out / 'slurm'}"
+    )
+
+
+def estimate_file(path: Path, out: Path, config: EspiritConfig) -> str:
+    """Estimates and writes the maps of one scan; returns a note for the progress line."""
+    scan = read(path, singlecoil=config.singlecoil)
+    if config.singlecoil:
+        return _write_ones(path, scan, out, config)
+    try:
+        maps, eigenvalues, valid = espirit(
+            scan.kspace,
+            calib=config.calib,
+            kernel=config.kernel,
+            threshold=config.threshold,
+            crop=config.crop,
+            sets=config.sets,
+            backend=config.backend,
+            iterations=config.iterations,
+            mask=scan.mask,
+        )
+        attributes = _parameters(config) | _found(scan, config) | _source(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if scan.fully_sampled and valid.any():
+        attributes["residual"] = float(residual(maps[valid], ifft2c(scan.kspace[valid])).mean())
+    write_maps(maps_path(out, path), maps, eigenvalues, valid, attributes)
+    if config.report:
+        write_sheet(out / f"{path.stem}.maps.png", maps, eigenvalues, ifft2c(scan.kspace), scan.fully_sampled)
+    return f"{path.stem}  {int(valid.sum())}/{len(valid)} slices"
+
+
+def _write_ones(path: Path, scan: KSpace, out: Path, config: EspiritConfig) -> str:
+    """One coil sees everything alike."""
+    valid = scan.kspace.flatten(1).any(1)
+    maps = torch.ones_like(scan.kspace) * valid[:, None, None, None]
+    attributes = _parameters(config) | _source(path) | {"calib": 0}
+    write_maps(maps_path(out, path), maps, maps[:, 0].real, valid, attributes)
+    return f"{path.stem}  {int(valid.sum())}/{len(valid)} slices"
+
+
+def is_done(path: Path, out: Path, config: EspiritConfig) -> bool:
+    """Whether the maps of this very file exist with these parameters."""
+    try:
+        with h5py.File(maps_path(out, path), "r") as file:
+            attributes = dict(file.attrs)
+        wanted = {**_parameters(config), "source_size": path.stat().st_size}
+        same = all(attributes.get(name) == value for name, value in wanted.items())
+        return same and attributes.get("source_sha256") == sha256(path)
+    except OSError:  # no such file, or one that another program left broken: made again
+        return False
+
+
+def _parameters(config: EspiritConfig) -> dict[str, Any]:
+    """What the maps depend on, as it was asked for; 0 where the default was."""
+    tree = {name: value for name, value in to_tree(config).items() if name not in FREE}
+    tree["asked_calib"] = tree.pop("calib")  # ``calib`` is what was found
+    return {name: 0 if value is None else value for name, value in tree.items()}
+
+
+def _found(scan: KSpace, config: EspiritConfig) -> dict[str, Any]:
+    """The ACS lines of a scan, and the width of the block that its maps come from."""
+    _, lines = find_acs(scan.kspace, scan.mask)
+    block, _ = calibration_block(scan.kspace, scan.mask, config.calib, config.kernel)
+    return {"acs_first": lines.start, "acs_lines": lines.stop - lines.start, "calib": block.stop - block.start}
+
+
+def _source(path: Path) -> dict[str, Any]:
+    try:
+        release = version("rsdmri")
+    except PackageNotFoundError:  # run from a folder that was not installed
+        release = "unknown"
+    return {"rsdmri": release, "source_size": path.stat().st_size, "source_sha256": sha256(path)}
