@@ -28,6 +28,14 @@ class MRIData:
     published results (its R is what it comes to)."""
     size: tuple[int, int] | None = None
     """Rows and columns to which images are cropped; by default as in the files."""
+    matrix: tuple[int, int] | None = None
+    """A common matrix at the field of view of each scan: k-space is cut, or filled up with zeros; before ``size``."""
+    oversampling: Literal["remove", "keep"] = "remove"
+    """What becomes of the rows of an oversampled readout that the scanner does not show (with ``size``, that decides)."""
+    coils: int | None = None
+    """Compress to so many virtual coils; by default all are kept."""
+    whiten: bool = True
+    """Make the noise of the coils independent, where the file has noise scans and ``noise_std`` is not given."""
     thinning: Literal["redrawn", "fixed"] = "redrawn"
     """Whether the further corrupted mask is drawn anew at every step or once a sample (public teachers)."""
     noise_std: float | None = None
@@ -40,6 +48,8 @@ class MRIData:
         require(self.acs is None or self.acs >= 0, "data.acs must not be negative")
         require(self.noise_std is None or self.noise_std >= 0, "data.noise_std must not be negative")
         require(self.bank >= 1, "data.bank must be at least 1")
+        require(self.matrix is None or min(self.matrix) >= 8, "data.matrix must be at least 8 in both directions")
+        require(self.coils is None or self.coils >= 1, "data.coils must be at least 1")
         require(self.size is None or min(self.size) >= 8, "data.size must be at least 8 in both directions")
 
 

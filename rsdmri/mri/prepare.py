@@ -3,6 +3,7 @@
 K-space is divided by the 99th percentile of the RSS image of its own ACS lines, which a test scan has too.
 """
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..progress import track
+from .conditioning import conditioned
 from .config import MRIExperiment
-from .fourier import crop, fft2c, ifft2c, rss
+from .fourier import ifft2c, rss
 from .maps import read_maps
 from .masks import acs_lines, check_acceleration, check_thinning, default_acs, volume_columns
 from .operators import combine
@@ -72,11 +74,13 @@ def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator
         raise UserError(
             f"{file}: k-space {tuple(scan.kspace.shape)} and its maps {tuple(maps.maps.shape)} differ; run rsdmri-espirit again"
         )
-    kspace, sensitivities = _cut(scan, maps.maps, experiment.data.size)
-    width = kspace.shape[-1]
+    scan, sensitivities = conditioned(
+        dataclasses.replace(scan, noise_std=_noise_std(scan, experiment)), maps.maps, experiment.data
+    )
+    assert scan.noise_std is not None
+    kspace, width = scan.kspace, scan.kspace.shape[-1]
     acs = default_acs(width) if experiment.data.acs is None else experiment.data.acs
     mask = _mask(scan, width, acs, experiment)
-    noise_std = _noise_std(scan, experiment)
     for number in range(len(kspace)):
         if not maps.valid[number]:
             continue
@@ -91,7 +95,7 @@ def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator
             mask=mask,
             maps=coils,
             scale=scale,
-            noise_std=noise_std / scale,
+            noise_std=scan.noise_std / scale,
             calib=maps.calib,
             image=combine(coils[None], ifft2c(kspace[number][None]))[0, 0] / scale if scan.fully_sampled else None,
         )
@@ -105,18 +109,6 @@ def _scale(measured: Tensor, acs: int) -> float:
     return float(torch.quantile(rss(ifft2c(low), 0), 0.99))
 
 
-def _cut(scan: KSpace, maps: Tensor, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """K-space and maps on the wanted matrix. Along the columns that needs every column: aliased images cannot be cut."""
-    height, width = scan.kspace.shape[-2:]
-    if size is None or size == (height, width):
-        return scan.kspace, maps
-    if size[0] > height or size[1] > width:
-        raise UserError(f"{scan.path}: {height} x {width} found, which data.size {size[0]} {size[1]} cannot be cut from")
-    if size[1] != width and not scan.fully_sampled:
-        raise UserError(f"{scan.path}: undersampled scans keep their {width} columns; set data.size to H {width}")
-    return fft2c(crop(ifft2c(scan.kspace), size)), crop(maps, size)
-
-
 def _mask(scan: KSpace, width: int, acs: int, experiment: MRIExperiment) -> Tensor:
     """The mask that a fully sampled scan is given, or the one that an undersampled scan came with."""
     if scan.mask.ndim != 1:
@@ -125,9 +117,8 @@ def _mask(scan: KSpace, width: int, acs: int, experiment: MRIExperiment) -> Tens
     try:
         if scan.fully_sampled:
             # A column that the scanner filled with zeros was never acquired, and is none of those that are drawn.
-            encoded = torch.nn.functional.interpolate(scan.encoded.float()[None, None], size=width)[0, 0].bool()
-            check_acceleration(int(encoded.sum()), accel, acs, thinned)
-            mask = _drawn(scan, width, acs, experiment, encoded)
+            check_acceleration(int(scan.encoded.sum()), accel, acs, thinned)
+            mask = _drawn(scan, width, acs, experiment)
         else:
             mask = scan.mask
         if not mask[acs_lines(width, acs)].all():
@@ -139,9 +130,9 @@ def _mask(scan: KSpace, width: int, acs: int, experiment: MRIExperiment) -> Tens
     return mask
 
 
-def _drawn(scan: KSpace, width: int, acs: int, experiment: MRIExperiment, encoded: Tensor) -> Tensor:
+def _drawn(scan: KSpace, width: int, acs: int, experiment: MRIExperiment) -> Tensor:
     """The mask of a fully sampled volume, a function of its name."""
-    kind, accel = experiment.data.mask, experiment.data.accel
+    kind, accel, encoded = experiment.data.mask, experiment.data.accel, scan.encoded
     if kind == "random":
         return volume_columns(scan.name, width, accel, acs, experiment.seed, encoded)
     if kind == "equispaced":
