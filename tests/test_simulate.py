@@ -12,8 +12,9 @@ from rsdmri.mri import phantoms
 from rsdmri.mri.coils import combine
 from rsdmri.mri.config import SimulateConfig
 from rsdmri.mri.fourier import ifft2c, rss
+from rsdmri.mri.magnitudes import read_volumes
 from rsdmri.mri.readers import find_files, read
-from rsdmri.mri.simulate import group_images, load_coil_maps, simulate
+from rsdmri.mri.simulate import load_coil_maps, simulate
 
 DRAWN = SimulateConfig(phantoms=2, slices=2, size=(32, 32), coils=4, seed=3)
 SEEN = SimulateConfig(size=(32, 32), coils=4, split="train")
@@ -138,8 +139,8 @@ def test_images_without_subjects_are_grouped_by_number(npz, tmp_path):
 
 
 def test_a_limit_is_spread_and_keeps_the_numbers(npz):
-    volumes = group_images(npz, dataclasses.replace(SEEN, limit=2))
-    assert sorted(volumes) == ["train_0000", "train_0001"]  # the first image is MARIA's, the last ANNA's
+    volumes = read_volumes(npz, dataclasses.replace(SEEN, limit=2))
+    assert sorted(volumes) == ["train_0000", "train_0002"]  # ANNA's first image and ZOE's last: volume by volume
     assert sum(len(stack) for stack, _ in volumes.values()) == 2
 
 
@@ -225,7 +226,7 @@ def test_files_that_are_no_npz(npz, tmp_path):
     (tmp_path / "page.npz").write_text("<html>")
     refused("page.npz: not a readable .npz file", SEEN, tmp_path / "page.npz", tmp_path / "out")
     np.save(tmp_path / "one.npy", np.zeros((2, 40, 40)))
-    refused("one.npy: one array found", SEEN, tmp_path / "one.npy", tmp_path / "out")
+    refused("one.npy: .npy found; expected .npz, .nii", SEEN, tmp_path / "one.npy", tmp_path / "out")
     broken = tmp_path / "broken.npz"
     content = bytearray(npz.read_bytes())
     content[300:400] = bytes(100)  # a flipped byte inside an array
@@ -235,7 +236,7 @@ def test_files_that_are_no_npz(npz, tmp_path):
 
 def test_images_or_phantoms(npz, tmp_path):
     for config, images in ((DRAWN, npz), (SEEN, None)):
-        refused("either an .npz with magnitude images or --phantoms N, and not both", config, images, tmp_path / "out")
+        refused(r"either magnitude images .* or --phantoms N, and not both", config, images, tmp_path / "out")
 
 
 def test_real_images_and_measured_maps(real_data, tmp_path):
@@ -247,3 +248,108 @@ def test_real_images_and_measured_maps(real_data, tmp_path):
     assert sum(len(scan.kspace) for scan in scans) == 4
     assert scans[0].kspace.shape[1:] == (8, 64, 64)
     assert scans[0].noise_std > 0
+
+
+# ------------------------------------------------------------------ coloured noise
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_coloured_noise_has_the_covariance_that_is_written(npz, coils, tmp_path, measured):
+    from_coils = {"coil_maps": coils, "coil_maps_key": "head_4_40"} if measured else {}
+    config = dataclasses.replace(SEEN, noise="coloured", snr=10.0, size=(40, 40), **from_coils)
+    simulate(config, npz, tmp_path / "a")
+    simulate(dataclasses.replace(config, snr=1e7), npz, tmp_path / "clean")
+    noisy, clean = (read(tmp_path / folder / "train_0002.h5") for folder in ("a", "clean"))
+    samples = (noisy.kspace - clean.kspace).movedim(1, 0).flatten(1).to(torch.complex128)
+    found = samples @ samples.mH / samples.shape[1]
+    scale = noisy.noise_covariance.diagonal().real.mean()
+    assert (found - noisy.noise_covariance).abs().max() < 0.1 * scale
+    off = noisy.noise_covariance - torch.diag(noisy.noise_covariance.diagonal())
+    assert off.abs().max() > 0.05 * scale
+    assert noisy.noise_std == pytest.approx(float((scale / 2).sqrt()), rel=1e-5)
+    if measured:
+        root = np.random.default_rng(0).normal(size=(4, 4)) + 2 * np.diag([1.0, 2.0, 3.0, 4.0])
+        shape = torch.from_numpy(root @ root.T)
+        assert torch.allclose(noisy.noise_covariance.real / scale, shape / shape.diagonal().mean(), atol=1e-6)
+
+
+# ------------------------------------------------------------------ other kinds of images
+
+
+def test_nifti_volumes(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    images = np.stack([np.arange(36 * 40).reshape(36, 40) * (s + 1) for s in range(3)]).astype(np.float32)  # (slices, h, w)
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    (tmp_path / "in").mkdir()
+    nibabel.save(nibabel.Nifti1Image(images[:, ::-1].transpose(2, 1, 0), affine), tmp_path / "in" / "ANNA.nii.gz")
+    volumes = read_volumes(tmp_path / "in", dataclasses.replace(SEEN, size=(32, 32)))
+    assert list(volumes) == ["volume_0000"]
+    assert np.array_equal(volumes["volume_0000"][0], images)
+    flipped = np.diag([-1.0, 1.0, 2.0, 1.0])  # the same head, stored from right to left
+    nibabel.save(nibabel.Nifti1Image(images[:, ::-1, ::-1].transpose(2, 1, 0), flipped), tmp_path / "in" / "ANNA.nii.gz")
+    assert np.array_equal(read_volumes(tmp_path / "in", SEEN)["volume_0000"][0], images)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((40, 40, 3, 2)), affine), tmp_path / "four.nii")
+    with pytest.raises(UserError, match="expected one 3-D volume"):
+        read_volumes(tmp_path / "four.nii", SEEN)
+    (tmp_path / "torn.nii.gz").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"torn\.nii\.gz: nibabel cannot read it"):
+        read_volumes(tmp_path / "torn.nii.gz", SEEN)
+
+
+def save_dicom(path, pixels, place, series):
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.PatientName, data.PatientID = "ANNA", "secret"
+    data.SeriesInstanceUID = series
+    data.ImagePositionPatient, data.ImageOrientationPatient = [0, 0, place], [1, 0, 0, 0, 1, 0]
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.PixelRepresentation = 15, 0
+    data.RescaleSlope, data.RescaleIntercept = 2, 1
+    data.PixelData = pixels.astype(np.uint16).tobytes()
+    data.save_as(path)
+    return pydicom
+
+
+def test_dicom_series_are_ordered_by_place_and_carry_no_names(tmp_path):
+    images = [np.full((40, 40), value) for value in (1, 2, 3)]
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for number, (place, pixels) in enumerate(zip((5.0, -3.0, 1.0), images, strict=True)):
+        save_dicom(tmp_path / "in" / "deep" / f"{number}.dcm", pixels, place, "1.2.3")
+    save_dicom(tmp_path / "in" / "other.dcm", images[0], 0.0, "1.2.4")
+    volumes = read_volumes(tmp_path / "in", SEEN)
+    assert {name: len(stack) for name, (stack, _) in volumes.items()} == {"series_0000": 3, "series_0001": 1}
+    assert volumes["series_0000"][0][:, 0, 0].tolist() == [2 * 2 + 1, 2 * 3 + 1, 2 * 1 + 1]
+    simulate(SEEN, tmp_path / "in", tmp_path / "out")
+    assert names(tmp_path / "out") == ["series_0000.h5", "series_0001.h5"]
+    assert not any(word in path.read_bytes() for path in (tmp_path / "out").iterdir() for word in (b"ANNA", b"secret"))
+    (tmp_path / "x.dcm").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"x\.dcm: pydicom cannot read it"):
+        read_volumes(tmp_path / "x.dcm", SEEN)
+
+
+def test_pictures(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((40, 36), 50 * number, np.uint8)).save(tmp_path / "in" / f"{number}.png")
+    volumes = read_volumes(tmp_path / "in", dataclasses.replace(SEEN, slices=2))
+    assert [(name, len(stack)) for name, (stack, _) in volumes.items()] == [("image_0000", 2), ("image_0001", 1)]
+    assert volumes["image_0001"][0][0, 0, 0] == 100
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "in" / "9.png")
+    with pytest.raises(UserError, match="images of several sizes"):
+        read_volumes(tmp_path / "in", SEEN)
+    with pytest.raises(UserError, match="no such file or folder"):
+        read_volumes(tmp_path / "none", SEEN)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="nothing found; expected"):
+        read_volumes(tmp_path / "empty", SEEN)

@@ -26,7 +26,7 @@ class Simulate:
     """Options of ``simulate``."""
 
     images: Annotated[Path | None, tyro.conf.Positional] = None
-    """An .npz with magnitude images (N, h, w); leave it out for --phantoms."""
+    """Magnitude images: an .npz (N, h, w), NIfTI, DICOM or PNG, a file or a folder; leave it out for --phantoms."""
     out: Path
     """Folder of the files."""
     options: Annotated[SimulateConfig, tyro.conf.arg(name="")] = field(default_factory=SimulateConfig)

@@ -74,6 +74,8 @@ class SimulateConfig:
     """Receive coils (with --coil-maps: as many as that file holds)."""
     snr: float = 50.0
     """Signal over noise of the combined image: the 99th percentile of its magnitude over the noise of its real part."""
+    noise: Literal["white", "coloured"] = "white"
+    """coloured: correlated between the coils and of unequal strength, as measured beside --coil-maps, or drawn."""
     phase: float = 1.0
     """Strength of the smooth phase; 1: over the whole circle, as scanners leave it, 0: real images."""
     coil_maps: Path | None = None

@@ -60,6 +60,7 @@ def open_fastmri(path: Path, file: h5py.File, singlecoil: bool) -> Source:
         contrast=_text(file.attrs.get("acquisition", "")),
         target=None if target is None else (int(target[0]), int(target[1])),
         noise_std=_noise_std(path, file),
+        noise_covariance=_noise_covariance(path, file, 1 if len(shape) == 3 else shape[1]),
     )
 
 
@@ -145,6 +146,18 @@ def _noise_std(path: Path, file: h5py.File) -> float | None:
     return float(np.ravel(value)[0])
 
 
+def _noise_covariance(path: Path, file: h5py.File, coils: int) -> NDArray[np.complex128] | None:
+    """Ours: (coils, coils), of the complex noise of k-space."""
+    found = file.get("noise_covariance")
+    if not isinstance(found, h5py.Dataset):
+        return None
+    if found.shape != (coils, coils) or found.dtype.kind not in "fc" or not np.isfinite(found[()]).all():
+        raise UserError(
+            f"{path}: 'noise_covariance' is {found.dtype} {found.shape}; expected complex ({coils}, {coils}). Remove it."
+        )
+    return np.asarray(found[()], np.complex128)
+
+
 def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
@@ -155,11 +168,13 @@ def write_fastmri(
     *,
     acquisition: str,
     noise_std: float,
+    noise_covariance: Tensor | None = None,
     mask: Tensor | None = None,
     recon_size: tuple[int, int] | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes k-space (slices, coils, H, W) in fastMRI's layout, with its noise per real component beside it.
+    """Writes k-space (slices, coils, H, W) in fastMRI's layout, with its noise per real component beside it, or the covariance
+    (coils, coils) of its complex noise.
 
     With a ``mask`` (W,) or (H, W) the rest is zeroed and, as in fastMRI's test files, there is no target.
     """
@@ -168,6 +183,8 @@ def write_fastmri(
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file["kspace"] = (kspace if mask is None else torch.where(mask, kspace, 0)).numpy()
         file["ismrmrd_header"] = _header_text(slices, (height, width), size)
+        if noise_covariance is not None:
+            file["noise_covariance"] = noise_covariance.numpy()
         file.attrs.update(acquisition=acquisition, patient_id="", noise_std=noise_std, **(attributes or {}))
         if mask is not None:
             file["mask" if mask.ndim == 1 else "sampling_mask"] = mask.numpy()

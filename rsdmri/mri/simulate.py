@@ -7,7 +7,8 @@ resolution, as a shorter scan has, and its ringing. The phase is smooth and diff
 
 Measured maps S come with the covariance N = L L^H of their coils' noise, if the file has it: they are then prewhitened, L^-1 S, so that
 white noise is what the scanner would have, and scaled to sum_k |S_k|^2 = 1. The image does not take up that scale: it stays the
-magnitude that was given, and the noise of the combined image is the same everywhere.
+magnitude that was given, and the noise of the combined image is the same everywhere. Coloured noise, L times white, leaves the maps as
+they were measured, and is written with its covariance, so that ``prepare`` can whiten it.
 
 What comes from magnitude images is *semi-synthetic*: they were combined, interpolated and rounded by a scanner, and results on
 them are optimistic against raw k-space (Shimron et al. 2022, "implicit data crimes").
@@ -16,7 +17,7 @@ them are optimistic against raw k-space (Shimron et al. 2022, "implicit data cri
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,11 +33,12 @@ from ..config import to_tree
 from ..errors import UserError
 from ..files import sha256
 from ..jobs import run_files
-from ..tensors import make_generator, randn_like
+from ..tensors import make_generator, randn, randn_like
 from . import phantoms
 from .config import SimulateConfig
 from .fastmri_file import write_fastmri
 from .fourier import ifft2c, rss
+from .magnitudes import read_volumes
 
 NOISE_STREAM = 4  # the purpose of the generators of measurement noise
 
@@ -50,12 +52,12 @@ def simulate(config: SimulateConfig, images: Path | None, out: Path) -> None:
     Raises :class:`UserError` if a file of that name was made with other options, or if the images or maps cannot be used.
     """
     if (config.phantoms > 0) == (images is not None):
-        raise UserError("simulate needs either an .npz with magnitude images or --phantoms N, and not both")
+        raise UserError("simulate needs either magnitude images (a file or a folder) or --phantoms N, and not both")
     scan: Scan
     if images is None:
         names, scan = [f"phantom_{index:04d}" for index in range(config.phantoms)], partial(_phantom, config=config)
     else:
-        volumes = group_images(images, config)
+        volumes = read_volumes(images, config)
         maps = load_coil_maps(config) if config.coil_maps else None
         names, scan = list(volumes), partial(_see, volumes=volumes, maps=maps, config=config)
     if config.coil_maps is not None and not config.coil_maps.is_file():
@@ -76,9 +78,17 @@ def simulate(config: SimulateConfig, images: Path | None, out: Path) -> None:
 def _made_from(config: SimulateConfig, images: Path | None) -> str:
     """All that a file depends on but its own name."""
     tree: dict[str, Any] = {name: value for name, value in to_tree(config).items() if name != "phantoms"}
-    tree["images"] = sha256(images) if images is not None else None
+    tree["images"] = _hash(images) if images is not None else None
     tree["coil_maps"] = sha256(config.coil_maps) if config.coil_maps is not None else None
     return json.dumps(tree, sort_keys=True)
+
+
+def _hash(path: Path) -> str:
+    """Of a file its SHA-256, of a folder that of the names and contents of its files."""
+    if path.is_file():
+        return sha256(path)
+    inside = sorted(p for p in path.rglob("*") if p.is_file())
+    return hashlib.sha256("\n".join(f"{p.relative_to(path)} {sha256(p)}" for p in inside).encode()).hexdigest()
 
 
 def _check_same(path: Path, made: str) -> None:
@@ -98,13 +108,35 @@ def _check_same(path: Path, made: str) -> None:
 
 
 def _write(name: str, scan: Scan, config: SimulateConfig, out: Path, made: str) -> str:
-    """Adds white noise at the wanted ratio and writes the file of one volume."""
+    """Adds noise at the wanted ratio and writes the file of one volume, with the covariance of coloured noise beside it."""
     k, contrast = scan(name)
     noise_std = float(torch.quantile(_subset(rss(ifft2c(k), 1).flatten()), 0.99)) / config.snr
     noise = randn_like(k, make_generator(config.seed, NOISE_STREAM, _number(name)))
-    noisy = k + noise_std * noise
-    write_fastmri(out / f"{name}.h5", noisy, acquisition=contrast, noise_std=noise_std, attributes={"simulated": made})
+    covariance = None
+    if config.noise == "coloured":
+        found = noise_covariance(config, k.shape[1])
+        noise = torch.einsum("nk,skhw->snhw", torch.linalg.cholesky(found).to(k.dtype), noise)
+        covariance = 2 * noise_std**2 * found
+    write_fastmri(
+        out / f"{name}.h5",
+        k + noise_std * noise,
+        acquisition=contrast,
+        noise_std=noise_std,
+        noise_covariance=covariance,
+        attributes={"simulated": made},
+    )
     return name
+
+
+def noise_covariance(config: SimulateConfig, coils: int) -> Tensor:
+    """Of the coils' noise, with a mean variance of one: measured beside the maps, or drawn with correlated, unequal coils."""
+    measured = _measured_covariance(config) if config.coil_maps else None
+    if measured is None:
+        mixing = 0.35 * randn((coils, coils), torch.complex128, make_generator(config.seed, NOISE_STREAM)) / coils**0.5
+        gains = 1 + 0.3 * torch.rand(coils, dtype=torch.float64, generator=make_generator(config.seed, NOISE_STREAM, 1))
+        mixing = mixing + torch.diag(gains).to(mixing.dtype)
+        measured = mixing @ mixing.mH
+    return measured / measured.diagonal().real.mean()
 
 
 def _subset(values: Tensor, most: int = 1 << 22) -> Tensor:
@@ -138,58 +170,8 @@ def _number(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
-def group_images(path: Path, config: SimulateConfig) -> dict[str, tuple[NDArray[Any], str]]:
-    """Images (slices, h, w) and their contrast by volume name: one volume a subject, else every ``slices`` images.
-
-    ``<split>_subject`` says whose the images are. Subjects are numbered in their order, ``<split>_0000``: files carry no names of
-    persons.
-    """
-    arrays = open_npz(path)
-    key = config.split or (arrays.files[0] if len(arrays.files) == 1 else "")
-    stack = _images(path, arrays, key, config.size)
-    chosen = np.arange(len(stack))
-    if 0 < config.limit < len(stack):
-        chosen = np.unique(np.linspace(0, len(stack) - 1, config.limit).round().astype(int))
-    subjects = _beside(path, arrays, f"{key}_subject", len(stack))
-    _, number = np.unique(np.arange(len(stack)) // config.slices if subjects is None else subjects, return_inverse=True)
-    contrasts = _beside(path, arrays, f"{key}_contrast", len(stack))
-    volumes = {}
-    for volume in np.unique(number[chosen]):
-        mine = chosen[number[chosen] == volume]
-        kinds = [] if contrasts is None else sorted(set(map(str, contrasts[mine])))
-        volumes[f"{key}_{volume:04d}"] = stack[mine], "+".join(kinds) or "SEMISYNTHETIC"
-    return volumes
-
-
-def _images(path: Path, arrays: "np.lib.npyio.NpzFile", key: str, size: tuple[int, int]) -> NDArray[Any]:
-    if key not in arrays.files:
-        asked = f"no array '{key}'" if key else "several arrays"
-        raise UserError(f"{path}: {asked}; found {', '.join(arrays.files) or 'nothing'}. Choose one of them with --split.")
-    stack = read_array(path, arrays, key)
-    found = f"{path}: '{key}' is {stack.dtype} {' x '.join(map(str, stack.shape))}"
-    if stack.ndim != 3 or stack.dtype.kind not in "uif" or stack.size == 0:
-        raise UserError(f"{found}; expected real magnitudes (images, h, w). Choose another array with --split.")
-    if stack.shape[1] < size[0] or stack.shape[2] < size[1]:
-        raise UserError(
-            f"{found}, smaller than --size {size[0]} {size[1]}: there is no k-space beyond theirs. Choose a smaller size."
-        )
-    if not np.isfinite(stack).all() or stack.min() < 0:
-        raise UserError(f"{found} with negative values, NaN or infinity; expected magnitudes")
-    return stack
-
-
-def _beside(path: Path, arrays: "np.lib.npyio.NpzFile", key: str, count: int) -> NDArray[Any] | None:
-    """A column that says something about every image, if there is one."""
-    if key not in arrays.files:
-        return None
-    column = read_array(path, arrays, key)
-    if column.shape != (count,):
-        raise UserError(f"{path}: '{key}' has the shape {column.shape}; expected ({count},), one value an image")
-    return column
-
-
 def load_coil_maps(config: SimulateConfig) -> Maps:
-    """Measured maps (coils, h, w), prewhitened if the noise covariance is beside them."""
+    """Measured maps (coils, h, w), prewhitened for white noise if the noise covariance is beside them."""
     assert config.coil_maps is not None
     path, key = config.coil_maps, config.coil_maps_key
     arrays = open_npz(path)
@@ -198,12 +180,23 @@ def load_coil_maps(config: SimulateConfig) -> Maps:
     maps = read_array(path, arrays, key)
     if maps.ndim != 3 or maps.dtype.kind != "c":
         raise UserError(f"{path}: '{key}' is {maps.dtype} {maps.shape}; expected complex maps (coils, h, w)")
-    # The same coils may be there on several grids, as name_128 and name_256; their noise does not depend on it.
-    for covariance in (f"{key}_noise_cov", re.sub(r"_\d+$", "", key) + "_noise_cov"):
-        if covariance in arrays.files:
-            maps = _whitened(path, maps.astype(np.complex128), read_array(path, arrays, covariance), covariance)
-            break
+    covariance = _covariance_key(arrays.files, key)
+    if covariance is not None and config.noise == "white":
+        maps = _whitened(path, maps.astype(np.complex128), read_array(path, arrays, covariance), covariance)
     return phantoms.unit(maps)
+
+
+def _covariance_key(names: Sequence[str], key: str) -> str | None:
+    """The same coils may be there on several grids, as name_128 and name_256; their noise does not depend on it."""
+    return next((name for name in (f"{key}_noise_cov", re.sub(r"_\d+$", "", key) + "_noise_cov") if name in names), None)
+
+
+def _measured_covariance(config: SimulateConfig) -> Tensor | None:
+    """The covariance that lies beside the measured maps, if there is one."""
+    assert config.coil_maps is not None
+    arrays = open_npz(config.coil_maps)
+    key = _covariance_key(arrays.files, config.coil_maps_key)
+    return None if key is None else torch.from_numpy(read_array(config.coil_maps, arrays, key).astype(np.complex128))
 
 
 def _whitened(path: Path, maps: Maps, covariance: NDArray[Any], key: str) -> Maps:
