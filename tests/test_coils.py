@@ -139,6 +139,27 @@ def test_two_sets_explain_a_field_of_view_smaller_than_the_object():
     assert overlap.max() < 1e-3  # orthogonal at every pixel, which ||A|| <= 1 rests on
 
 
+@pytest.mark.parametrize(("lines", "limit"), [(3, 0.45), (5, 0.3), (12, 0.12)])
+def test_walsh_maps_of_few_lines(known, lines, limit):
+    """Rough maps where ESPIRiT has none."""
+    start = SIZE[1] // 2 - lines // 2
+    mask = torch.zeros(SIZE[1], dtype=torch.bool)
+    mask[[2, 7, *range(start, start + lines), 33]] = True
+    kspace = torch.where(mask, known[2], 0)
+    if lines < 6:
+        with pytest.raises(UserError, match="--backend walsh"):
+            espirit(kspace, mask=mask)
+    maps, values, valid = espirit(kspace, mask=mask, backend="walsh")
+    assert valid.all()
+    norm = maps.norm(dim=1)
+    assert torch.allclose(norm[norm > 0], torch.ones(1, dtype=torch.float32), atol=1e-6)
+    inside = (known[1][:, 0].abs() > 0.2) & (values > 0.5)
+    assert inside.sum() > 0.8 * (known[1][:, 0].abs() > 0.2).sum()
+    phase = (known[0].conj() * maps).sum(1, keepdim=True)
+    error = (maps * (phase.conj() / phase.abs().clamp(min=1e-9)) - known[0]).norm(dim=1)
+    assert error[inside].median() < limit
+
+
 @pytest.mark.parametrize(("snr", "limit"), [(1, 0.13), (2, 0.075)])
 def test_noisy_scans(snr, limit):
     """RSS over the standard deviation of complex noise, 8 coils that are known; the median error of the maps in the head."""
@@ -269,9 +290,9 @@ def test_wrong_inputs(known):
         espirit(known[2][0])
     with pytest.raises(ValueError, match="complex k-space"):
         espirit(known[2].real)
-    with pytest.raises(UserError, match="unknown ESPIRiT backend 'bart'"):
+    with pytest.raises(UserError, match="unknown backend 'bart' for coil maps"):
         espirit(known[2], backend="bart")
-    for sets, backend in ((3, "torch"), (2, "sigpy")):
+    for sets, backend in ((3, "torch"), (2, "sigpy"), (2, "walsh")):
         with pytest.raises(UserError, match=f"{sets} sets of maps asked for"):
             espirit(known[2], sets=sets, backend=backend)
     broken = known[2].clone()

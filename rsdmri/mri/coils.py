@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..tensors import squared
-from .kernels import coil_eigenvectors, noise_threshold, row_space, windows
+from .fourier import ifft2c
+from .kernels import coil_eigenvectors, dominant, noise_threshold, row_space, windows
 from .masks import default_acs, find_acs, find_dc, sampled
 from .operators import combine
 
@@ -27,7 +28,10 @@ USUAL_CALIB = 24
 SMALLEST_THRESHOLD = 0.02  # singular values below this part of the largest are noise in any scan
 DEFAULT_CROP = {1: 0.95, 2: 0.9}  # by number of sets: where two share a pixel, each explains less of it
 
-Backend = Literal["torch", "sigpy"]
+Backend = Literal["torch", "sigpy", "walsh"]
+BACKENDS = ("torch", "sigpy", "walsh")
+FEWEST_WALSH = 3  # lines
+WALSH_SIGNAL = 0.1  # of the strongest, above which a pixel has signal
 
 
 def default_calib(width: int) -> int:
@@ -47,7 +51,7 @@ def calibration_block(kspace: Tensor, mask: Tensor, calib: int | None = None, ke
     if found < kernel:
         raise UserError(
             f"{found} fully sampled ACS lines found, and kernels of width {kernel} need at least {kernel} (for good maps {USUAL_CALIB})."
-            " Take maps from a scan with more central lines, or a smaller --kernel."
+            " Take maps from a scan with more central lines, a smaller --kernel, or --backend walsh."
         )
     width = min(calib or default_calib(kspace.shape[-1]), found)
     if width < kernel:
@@ -84,6 +88,7 @@ def espirit(
     largest, by default 0.02 or what the noise of the scan alone reaches, if that is more; ``crop``: of the eigenvalues, below which maps
     are zero, by default 0.95 (0.9 for two sets); ``sets`` 2: a second set of maps, for a field of view smaller than the object: maps
     (B, 2, coils, H, W), eigenvalues (B, 2, H, W); ``backend`` "sigpy": sigpy's implementation, with ``iterations`` of its power method;
+    "walsh": adaptive combination instead of ESPIRiT (:func:`_walsh`), for scans with too few ACS lines;
     ``mask`` (W,) or (H, W) says what was measured, by default all that is not zero. A slice without signal has zero maps and ``valid``
     False. Results are on the device of ``kspace``.
 
@@ -93,9 +98,9 @@ def espirit(
         raise ValueError(f"complex k-space (slices, coils, H, W) expected, found {kspace.dtype} {tuple(kspace.shape)}")
     if not kspace.isfinite().all():
         raise UserError("NaN or infinity in k-space: no maps can be estimated from it")
-    if backend not in ("torch", "sigpy"):
-        raise UserError(f"unknown ESPIRiT backend '{backend}'; there are 'torch' and 'sigpy'")
-    if sets not in DEFAULT_CROP or (sets > 1 and (backend == "sigpy" or kspace.shape[1] < sets)):
+    if backend not in BACKENDS:
+        raise UserError(f"unknown backend '{backend}' for coil maps; there are {', '.join(BACKENDS)}")
+    if sets not in DEFAULT_CROP or (sets > 1 and (backend != "torch" or kspace.shape[1] < sets)):
         raise UserError(f"{sets} sets of maps asked for: there are 1 and, of two coils or more with the backend 'torch', 2")
     kspace = kspace.to(torch.complex64)
     slices, coils, height, width = kspace.shape
@@ -103,22 +108,31 @@ def espirit(
     eigenvalues = maps.real.new_zeros(slices, sets, height, width)
     valid = torch.zeros(slices, dtype=torch.bool, device=kspace.device)
     if kspace.any():
-        rows, columns = calibration_block(kspace, sampled(kspace) if mask is None else mask, calib, kernel)
+        smallest = FEWEST_WALSH if backend == "walsh" else kernel
+        rows, columns = calibration_block(kspace, sampled(kspace) if mask is None else mask, calib, smallest)
         valid = kspace[..., rows, columns].flatten(1).any(1)
         scan = kspace[valid]
         # Files hold values around 1e-6: brought to the order of one, no tolerance is crossed.
         scan = scan / scan[..., rows, columns].abs().amax((1, 2, 3), keepdim=True)
         block = scan[..., rows, columns]
-        limit = _thresholds(scan, rows, columns, kernel, threshold)
-        if backend == "torch":
-            found, values = coil_eigenvectors(block, (height, width), kernel, limit, sets)
+        if backend == "walsh":
+            found, values = _walsh(block, (height, width))
         else:
-            found, values = _sigpy(block, (height, width), kernel, limit, iterations)
+            limit = _thresholds(scan, rows, columns, kernel, threshold)
+            if backend == "torch":
+                found, values = coil_eigenvectors(block, (height, width), kernel, limit, sets)
+            else:
+                found, values = _sigpy(block, (height, width), kernel, limit, iterations)
         turned = torch.stack([_turn(vectors, samples) for vectors, samples in zip(found, block, strict=True)])
         # Exactly zero: where the eigenvalue says so, and for coils that are dead.
         inside = (values > (DEFAULT_CROP[sets] if crop is None else crop))[:, :, None]
         alive = (block != 0).flatten(2).any(2)[:, None, :, None, None]
         maps[valid], eigenvalues[valid] = _unit(torch.where(inside & alive, turned, 0)), values
+        if valid.any() and not maps.any():
+            raise UserError(
+                f"no pixel of any slice has an eigenvalue above the crop: a calibration block of {block.shape[-1]} lines is too small for"
+                f" kernels of width {kernel}, or there is no signal. Use a smaller --kernel, a lower --crop, or --backend walsh."
+            )
     if sets == 1:
         maps, eigenvalues = maps[:, 0], eigenvalues[:, 0]
     return maps, eigenvalues, maps.flatten(1).any(1)
@@ -160,6 +174,35 @@ def _sigpy(block: Tensor, size: tuple[int, int], kernel: int, threshold: Tensor,
         vectors.append(maps)
         values.append(torch.from_numpy(np.nan_to_num(np.abs(eigenvalues).reshape(size).astype(np.float32), nan=0.0)))
     return torch.stack(vectors)[:, None].to(block.device), torch.stack(values)[:, None].to(block.device)
+
+
+def _walsh(block: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Vectors (B, 1, coils, H, W) and 1 or 0 for signal (B, 1, H, W): the strongest local combination of the coils (Walsh et al. 2000).
+
+    The block is windowed and transformed on twice its own grid, the products of its coil images are averaged over neighbours, and the
+    eigenvectors brought to the size of the image. Rougher than ESPIRiT, but three lines are enough.
+    """
+    n, m = block.shape[-2:]
+    window = torch.hann_window(n + 2, periodic=False, dtype=block.real.dtype, device=block.device)[1:-1, None]
+    window = window * torch.hann_window(m + 2, periodic=False, dtype=block.real.dtype, device=block.device)[1:-1]
+    padded = torch.nn.functional.pad(block * window, (m - m // 2, m // 2, n - n // 2, n // 2))
+    images = ifft2c(padded)
+    products = (images[:, :, None] * images[:, None].conj()).flatten(1, 2)
+    parts = torch.cat([products.real, products.imag], 1)
+    smooth = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(parts, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    coils = block.shape[1]
+    real, imag = smooth.chunk(2, 1)
+    matrices = torch.complex(real, imag).unflatten(1, (coils, coils)).permute(0, 3, 4, 1, 2)
+    vectors = dominant(matrices.reshape(-1, coils, coils)).reshape(*matrices.shape[:-1]).permute(0, 3, 1, 2)
+    vectors = torch.stack([_turn(part[None], samples)[0] for part, samples in zip(vectors, block, strict=True)])
+    strength = squared(images).sum(1, keepdim=True).sqrt()
+
+    def larger(part: Tensor) -> Tensor:
+        return torch.nn.functional.interpolate(part, size=size, mode="bilinear", align_corners=False)
+
+    found = torch.complex(larger(vectors.real), larger(vectors.imag))
+    top = strength.flatten(1).quantile(0.99, dim=1)[:, None, None, None]
+    return found[:, None], (larger(strength) > WALSH_SIGNAL * top).to(block.real.dtype)
 
 
 def _turn(maps: Tensor, block: Tensor) -> Tensor:

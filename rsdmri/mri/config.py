@@ -101,8 +101,9 @@ class SimulateConfig:
 class EspiritConfig:
     """Coil sensitivity maps from the autocalibration lines (Uecker et al. 2014)."""
 
-    backend: Literal["torch", "sigpy"] = "torch"
-    """Which implementation: ours, or sigpy's, which is slower and gives the same maps."""
+    backend: Literal["torch", "sigpy", "walsh"] = "torch"
+    """Which implementation: ours, or sigpy's, which is slower and gives the same maps; walsh is not ESPIRiT but Walsh's adaptive
+    combination, rougher, for scans with fewer ACS lines than a kernel is wide."""
     calib: int | None = None
     """Width of the calibration block; by default what an accelerated scan of this width keeps, round(W / 16), if that is at
     least 12 lines, else 24 (both at most the fully sampled block that is found)."""

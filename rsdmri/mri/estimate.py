@@ -20,7 +20,7 @@ from ..config import to_tree
 from ..errors import UserError
 from ..files import sha256, write_text
 from ..jobs import FilesFailed, default_shard, run_files, shard
-from .coils import calibration_block, espirit, residual
+from .coils import FEWEST_WALSH, calibration_block, espirit, residual
 from .config import EspiritConfig
 from .fourier import ifft2c
 from .maps import maps_path, write_maps
@@ -190,7 +190,8 @@ def _parameters(config: EspiritConfig) -> dict[str, Any]:
 def _found(scan: KSpace, config: EspiritConfig) -> dict[str, Any]:
     """The ACS lines of a scan, and the width of the block that its maps come from."""
     _, lines = find_acs(scan.kspace, scan.mask)
-    block, _ = calibration_block(scan.kspace, scan.mask, config.calib, config.kernel)
+    smallest = FEWEST_WALSH if config.backend == "walsh" else config.kernel
+    block, _ = calibration_block(scan.kspace, scan.mask, config.calib, smallest)
     return {"acs_first": lines.start, "acs_lines": lines.stop - lines.start, "calib": block.stop - block.start}
 
 

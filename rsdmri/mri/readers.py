@@ -75,7 +75,9 @@ def find_files(paths: Iterable[Path | str]) -> list[Path]:
             found[path.with_suffix(".cfl") if path.suffix == ".hdr" else path] = None
         else:
             raise UserError(f"{path}: no such file or folder")
-    files = [path for path in found if not path.name.endswith(MAPS_ENDING)]
+    named = [path for path in found if not path.name.endswith(MAPS_ENDING)]
+    # The same file by two ways is one file; links are not followed for names, which differ from those of their targets.
+    files = list({(path.parent.resolve(), path.name): path for path in reversed(named)}.values())[::-1]
     if not files:
         given = ", ".join(map(str, found)) or "nothing"
         raise UserError(f"no k-space among the files given ({given}): name files, or folders of them (data.kspace)")
