@@ -87,7 +87,10 @@ class Store:
         self.size, self.first = (self.size, self.first) if self.first else (size, item.name)
         if size != self.size:
             listed = f"{self.first}: {self.size[0]} x {self.size[1]}; {item.name}: {size[0]} x {size[1]}"
-            raise UserError(f"the scans have several sizes ({listed}): choose one with data.size H W, at most the smallest")
+            raise UserError(
+                f"the scans have several sizes ({listed}): bring them to one with data.matrix H W (the same field of view), or cut them"
+                " with data.size H W"
+            )
 
     def summary(self, asked: float) -> list[str]:
         """The accelerations that were achieved."""
