@@ -130,6 +130,10 @@ def test_what_is_done(outcome, folder, name):
 def test_the_command_says_the_same_and_ends_with_one(folder, tmp_path, capsys):
     assert run_command(APPLICATION, "espirit", folder / "bad zeros.h5", "--out", tmp_path, "--workers", "1") == 1
     assert "nothing was measured" in capsys.readouterr().err
+    assert (
+        run_command(APPLICATION, "espirit", folder / "ünicode a dead coil.h5", "--out", tmp_path / "dead", "--workers", "1") == 0
+    )
+    assert "a dead coil.h5: coil 1 without signal" in capsys.readouterr().err
     again = folder / ".." / folder.name / "ünicode odd.h5"
     assert run_command(APPLICATION, "espirit", folder / "ünicode odd.h5", again, "--out", tmp_path, "--workers", "1") == 0
     assert len(list(tmp_path.glob("*.maps.h5"))) == 1

@@ -7,7 +7,9 @@ tried again until the file or the parameters change, or ``--retry-failed`` asks 
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,12 +17,13 @@ from typing import Any
 
 import h5py
 import torch
+from torch import Tensor
 
 from ..config import to_tree
 from ..errors import UserError
 from ..files import sha256, write_text
 from ..jobs import FilesFailed, default_shard, run_files, shard
-from .coils import FEWEST_WALSH, calibration_block, espirit, residual
+from .coils import FEWEST_WALSH, SMALLEST_CALIB, calibration_block, espirit, residual
 from .config import EspiritConfig
 from .fourier import ifft2c
 from .maps import maps_path, write_maps
@@ -54,13 +57,17 @@ def estimate_files(paths: Sequence[Path], out: Path, config: EspiritConfig) -> N
     known = {} if config.retry_failed else _known_failures(record, mine, config)
     failed: dict[Path, str] = {}
     try:
-        run_files(
+        done = run_files(
             partial(estimate_file, out=out, config=config),
             [file for file in mine if file not in known],
             workers=config.workers,
             stage="espirit",
             done=partial(is_done, out=out, config=config),
+            note=_short,
         )
+        for file, outcome in done.items():
+            for warning in outcome.warnings:
+                print(f"espirit: {file}: {warning}", file=sys.stderr)
     except FilesFailed as error:
         failed = dict(error.errors)
         if not known:
@@ -70,6 +77,18 @@ def estimate_files(paths: Sequence[Path], out: Path, config: EspiritConfig) -> N
     if known:
         listed = [*failed.values(), *(f"{text} (failed before; --retry-failed tries it again)" for text in known.values())]
         raise FilesFailed(f"{len(listed)} of {len(mine)} files failed:\n" + "\n".join(listed), known | failed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one scan."""
+
+    text: str
+    warnings: tuple[str, ...] = ()
+
+
+def _short(outcome: Outcome) -> str:
+    return outcome.text
 
 
 def _record(path: Path, failures: dict[Path, str], config: EspiritConfig) -> None:
@@ -131,8 +150,8 @@ def _submit(files: Sequence[Path], out: Path, config: EspiritConfig) -> None:
     )
 
 
-def estimate_file(path: Path, out: Path, config: EspiritConfig) -> str:
-    """Estimates and writes the maps of one scan; returns a note for the progress line."""
+def estimate_file(path: Path, out: Path, config: EspiritConfig) -> Outcome:
+    """Estimates and writes the maps of one scan; returns a note for the progress line, and what its user should know."""
     scan = read(path, singlecoil=config.singlecoil)
     if config.singlecoil:
         return _write_ones(path, scan, out, config)
@@ -156,16 +175,26 @@ def estimate_file(path: Path, out: Path, config: EspiritConfig) -> str:
     write_maps(maps_path(out, path), maps, eigenvalues, valid, attributes)
     if config.report:
         write_sheet(out / f"{path.stem}.maps.png", maps, eigenvalues, ifft2c(scan.kspace), scan.fully_sampled)
-    return f"{path.stem}  {int(valid.sum())}/{len(valid)} slices"
+    return _outcome(path, scan, valid, int(attributes["calib"]))
 
 
-def _write_ones(path: Path, scan: KSpace, out: Path, config: EspiritConfig) -> str:
+def _outcome(path: Path, scan: KSpace, valid: Tensor, calib: int) -> Outcome:
+    warnings = list(scan.notes)
+    dead = (~scan.kspace.flatten(2).any(2).any(0)).nonzero().flatten().tolist()
+    if dead:
+        warnings.append(f"coil {', '.join(map(str, dead))} without signal: its maps are zero")
+    if 0 < calib < SMALLEST_CALIB:
+        warnings.append(f"maps from a block of {calib} lines, fewer than {SMALLEST_CALIB}: they are rough")
+    return Outcome(f"{path.stem}  {int(valid.sum())}/{len(valid)} slices", tuple(warnings))
+
+
+def _write_ones(path: Path, scan: KSpace, out: Path, config: EspiritConfig) -> Outcome:
     """One coil sees everything alike."""
     valid = scan.kspace.flatten(1).any(1)
     maps = torch.ones_like(scan.kspace) * valid[:, None, None, None]
     attributes = _parameters(config) | _source(path) | {"calib": 0}
     write_maps(maps_path(out, path), maps, maps[:, 0].real, valid, attributes)
-    return f"{path.stem}  {int(valid.sum())}/{len(valid)} slices"
+    return _outcome(path, scan, valid, 0)
 
 
 def is_done(path: Path, out: Path, config: EspiritConfig) -> bool:
