@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 SLICES = 4  # at once: bounds the memory of the kernels
-PIXELS = {"cpu": 4096, "cuda": 131072}  # at once: on a CPU their matrices stay in its cache
+ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}  # of the matrices of the pixels at once: on a CPU they stay in its cache
 SQUARINGS = 9  # then what has not converged (eigenvalues that are equal to a part in a thousand) is left to eigh
 UNSEEN = 3  # squarings before anything can have converged; the eighth power needs no scaling yet
 PURITY = 1e-3
@@ -48,7 +48,8 @@ def _eigenvectors(block: Tensor, size: tuple[int, int], kernel: int, threshold: 
     along_y, along_x = (_phases(length, kernel, block) for length in size)
     rows = torch.einsum("hd,bdeij->bheij", along_y, correlation).reshape(n * height, 2 * kernel - 1, coils**2)
     found = []
-    for part in rows.split(max(PIXELS.get(block.device.type, PIXELS["cuda"]) // width, 1)):
+    elements = ELEMENTS.get(block.device.type, ELEMENTS["cuda"])
+    for part in rows.split(max(elements // (coils**2 * width), 1)):
         field = (along_x @ part).reshape(-1, coils, coils)
         found.append(top_eigenvectors(field, sets))
     result = torch.cat([pair[0] for pair in found]).reshape(n, height, width, sets, coils).permute(0, 3, 4, 1, 2)
