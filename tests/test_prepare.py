@@ -102,11 +102,19 @@ def test_noise_is_read_off_the_edges_where_the_file_does_not_say(tmp_path, gener
     assert found == pytest.approx([std, std], rel=0.2)
 
 
-def test_sizes_that_differ_are_refused_with_the_way_out(tmp_path, capsys):
+def test_sizes_that_differ_are_brought_to_the_most_frequent(tmp_path, capsys):
     scan(tmp_path / "kspace", "small")
+    scan(tmp_path / "kspace", "other")
     scan(tmp_path / "kspace", "large", size=(20, 24))
-    assert prepare(tmp_path) == 1
-    assert "data.size" in capsys.readouterr().err
+    assert prepare(tmp_path) == 0
+    assert "2 of 16 x 16, 1 of 20 x 24); all are brought to 16 x 16" in capsys.readouterr().err
+    data = opened(tmp_path)
+    assert data.size == (16, 16)
+    assert len(data) == 6
+    x = data.batch(range(6)).operator.to_image(data.batch(range(6)).y).abs().amax((1, 2, 3))
+    assert x.max() < 2 * x.min()  # as bright as the others
+    assert prepare(tmp_path, "--data.matrix", "20", "20", espirit=False) == 0
+    assert opened(tmp_path).size == (20, 20)
     assert prepare(tmp_path, "--data.size", "16", "16", espirit=False) == 0
     assert opened(tmp_path).size == (16, 16)
 

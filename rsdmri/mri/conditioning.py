@@ -24,15 +24,20 @@ def conditioned(scan: KSpace, maps: Tensor, data: MRIData) -> tuple[KSpace, Tens
         scan, maps = whitened(scan, maps, scan.noise_covariance)
     if data.coils is not None and data.coils < maps.shape[1]:
         scan, maps = compressed(scan, maps, data.coils)
-    # Where a size is asked for, it says by itself what is left.
-    oversampled = data.oversampling == "remove" and data.size is None
-    if oversampled and scan.recon_size[0] <= OVERSAMPLED * scan.kspace.shape[-2]:
-        scan, maps = cut(scan, maps, (scan.recon_size[0], scan.kspace.shape[-1]))
+    rows = rows_kept(scan.kspace.shape[-2], scan.recon_size[0], data)
+    if rows != scan.kspace.shape[-2]:
+        scan, maps = cut(scan, maps, (rows, scan.kspace.shape[-1]))
     if data.matrix is not None and data.matrix != tuple(scan.kspace.shape[-2:]):
         scan, maps = resampled(scan, maps, data.matrix)
     if data.size is not None and data.size != tuple(scan.kspace.shape[-2:]):
         scan, maps = cut(scan, maps, data.size)
     return scan, maps
+
+
+def rows_kept(rows: int, shown: int, data: MRIData) -> int:
+    """The rows of k-space that are left of an oversampled readout; where a size is asked for, that says what is left."""
+    removed = data.oversampling == "remove" and data.size is None and shown <= OVERSAMPLED * rows
+    return shown if removed else rows
 
 
 def _unit(maps: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ K-space is divided by the 99th percentile of the RSS image of its own ACS lines,
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,14 +16,14 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..progress import track
-from .conditioning import conditioned
+from .conditioning import conditioned, rows_kept
 from .config import MRIExperiment
 from .fourier import ifft2c, rss
 from .maps import read_maps
 from .masks import acs_lines, check_acceleration, check_thinning, default_acs, volume_columns
 from .operators import combine
 from .patterns import equispaced_columns, fastmri_columns
-from .readers import KSpace, find_files, read
+from .readers import KSpace, find_files, matrix_of, read
 from .store import References, Slice, Store, new_file
 
 
@@ -32,6 +33,7 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
     files = find_files(data.kspace)
     apart = find_files(data.references) if data.references else []
     maps = data.maps or experiment.folder / "espirit"
+    experiment = _with_one_matrix(experiment, [*files, *apart])
     with ExitStack() as stack:
         store = Store(stack.enter_context(new_file(out / "observations.h5")))
         clean: References | None = None
@@ -49,7 +51,6 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
                     raise UserError(
                         f"{file}: undersampled, and data.references must be fully sampled: clean images need every column"
                     )
-                store.check_size(item)
                 clean = clean or References(stack.enter_context(new_file(out / "references.h5")))
                 clean.add(item)
         store.finish(experiment)
@@ -59,6 +60,27 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
             (out / "references.h5").unlink(missing_ok=True)  # of an earlier data set
     for line in store.summary(data.accel):
         print(f"prepare: {line}", file=sys.stderr)
+
+
+def _with_one_matrix(experiment: MRIExperiment, files: Sequence[Path]) -> MRIExperiment:
+    """The experiment with the most frequent matrix as the common one, if the scans have several and nothing else is asked for."""
+    data = experiment.data
+    if data.matrix is not None or data.size is not None:
+        return experiment
+    found: Counter[tuple[int, int]] = Counter()
+    for file in files:
+        (height, width), (shown, _) = matrix_of(file, singlecoil=data.singlecoil)
+        found[rows_kept(height, shown, data), width] += 1
+    if len(found) < 2:
+        return experiment
+    matrix = max(found, key=lambda size: (found[size], -size[0] * size[1]))
+    listed = ", ".join(f"{count} of {h} x {w}" for (h, w), count in found.most_common(6))
+    print(
+        f"prepare: the scans have several matrices ({listed}); all are brought to {matrix[0]} x {matrix[1]} at their own field of view"
+        " (data.matrix chooses another)",
+        file=sys.stderr,
+    )
+    return dataclasses.replace(experiment, data=dataclasses.replace(data, matrix=matrix))
 
 
 def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator[Slice]:

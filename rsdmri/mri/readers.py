@@ -94,6 +94,14 @@ def read(path: Path | str, *, singlecoil: bool = False) -> KSpace:
         return _scan(path, source, source.load(range(source.slices)))
 
 
+def matrix_of(path: Path, *, singlecoil: bool = False) -> tuple[tuple[int, int], tuple[int, int]]:
+    """H and W of k-space, and rows and columns of the image that the scanner shows; no sample is read."""
+    with _open(path, singlecoil) as source:
+        swapped = _swapped(source)
+        height, width = source.matrix[::-1] if swapped else source.matrix
+        return (height, width), _recon_size(source, (height, width), swapped)
+
+
 def glance(path: Path, *, singlecoil: bool = False) -> KSpace:
     """The middle slice alone, and the first for what is wrong with it: what was measured is judged by the middle one."""
     with _open(path, singlecoil) as source:
@@ -135,8 +143,8 @@ def _what_it_is(path: Path) -> str:
 def _scan(path: Path, source: Source, kspace: np.ndarray) -> KSpace:
     """What is measured, and what of it the protocol covers."""
     header, notes, mask = source.header, source.notes, source.mask
-    swapped = source.matrix[1] == header.get("encodedSpace/matrixSize/x") != source.matrix[0]
-    if swapped:  # repacked files exist in which the phase encoding comes first
+    swapped = _swapped(source)
+    if swapped:
         kspace, notes = kspace.swapaxes(-1, -2), (*notes, "readout and phase encoding were swapped")
         mask = mask.T if mask is not None and mask.ndim == 2 else mask
     tensor = torch.from_numpy(np.ascontiguousarray(kspace))
@@ -162,6 +170,11 @@ def _scan(path: Path, source: Source, kspace: np.ndarray) -> KSpace:
         format=source.format,
         slices=source.slices,
     )
+
+
+def _swapped(source: Source) -> bool:
+    """Whether the phase encoding comes first, as in some repacked files."""
+    return source.matrix[1] == source.header.get("encodedSpace/matrixSize/x") != source.matrix[0]
 
 
 def _given(path: Path, mask: np.ndarray, height: int, width: int) -> Tensor:

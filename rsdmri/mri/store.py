@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ..config import to_tree
-from ..errors import UserError
 from ..files import atomic
 from .coils import SMALLEST_CALIB
 from .config import MRIExperiment
@@ -63,11 +62,10 @@ class Store:
         self.masks: list[tuple[int, bool]] = []  # columns measured; whether the scan came undersampled
         self.calib = sys.maxsize
         self.size = (0, 0)
-        self.first = ""
         self.counts = torch.zeros(1 << (32 - LOST_BITS), dtype=torch.int64)  # of observed magnitudes
 
     def add(self, item: Slice) -> None:
-        self.check_size(item)
+        self.size = (item.kspace.shape[-2], item.kspace.shape[-1])  # the same of all: prepare sees to it
         name = f"coils_{len(item.kspace)}"
         group = self.file.require_group(name)
         _append(group, "kspace", item.kspace)
@@ -80,17 +78,6 @@ class Store:
         self.calib = min(self.calib, item.calib)
         magnitude = combine(item.maps[None], ifft2c(item.kspace[None])).abs().float().flatten()
         self.counts += torch.bincount(magnitude.view(torch.int32) >> LOST_BITS, minlength=len(self.counts))
-
-    def check_size(self, item: Slice) -> None:
-        """All images of a data set have one size."""
-        size = (item.kspace.shape[-2], item.kspace.shape[-1])
-        self.size, self.first = (self.size, self.first) if self.first else (size, item.name)
-        if size != self.size:
-            listed = f"{self.first}: {self.size[0]} x {self.size[1]}; {item.name}: {size[0]} x {size[1]}"
-            raise UserError(
-                f"the scans have several sizes ({listed}): bring them to one with data.matrix H W (the same field of view), or cut them"
-                " with data.size H W"
-            )
 
     def summary(self, asked: float) -> list[str]:
         """The accelerations that were achieved."""
