@@ -22,11 +22,11 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 
 class FilesFailed(UserError):
-    """Some inputs failed; ``errors`` says which and why."""
+    """Some inputs failed; ``errors`` says which and why, ``results`` what the others returned."""
 
-    def __init__(self, message: str, errors: Mapping[Any, str]) -> None:
+    def __init__(self, message: str, errors: Mapping[Any, str], results: Mapping[Any, Any]) -> None:
         super().__init__(message)
-        self.errors = errors
+        self.errors, self.results = errors, results
 
 
 def default_shard(environment: Mapping[str, str]) -> str:
@@ -40,6 +40,10 @@ def default_shard(environment: Mapping[str, str]) -> str:
         return "0/1"
     if number is None or first is None or step is None or count is None:
         return "0/1"
+    if (number - first) // step >= count:
+        raise UsageError(
+            f"the ids of this SLURM array are not evenly spaced (id {number} of {count}, from {first}): give --shard i/n"
+        )
     return f"{(number - first) // step}/{count}"
 
 
@@ -74,7 +78,7 @@ def run_files(
     failures: dict[T, str] = {}
     results: dict[T, R] = {}
     attempt = partial(_attempt, function, done)
-    workers = min(workers or os.cpu_count() or 1, len(inputs))
+    workers = min(workers or _cores(), len(inputs))
     with Progress(stage, len(inputs), unit) as progress:
         finished = 0
 
@@ -96,8 +100,13 @@ def run_files(
     if failures:
         listed = "\n".join(failures[item] for item in inputs if item in failures)
         others = ", the others are done" if len(failures) < len(inputs) else ""
-        raise FilesFailed(f"{len(failures)} of {len(inputs)} {unit} failed{others}:\n{listed}", failures)
+        raise FilesFailed(f"{len(failures)} of {len(inputs)} {unit} failed{others}:\n{listed}", failures, results)
     return results
+
+
+def _cores() -> int:
+    """The cores that this process may use: of a SLURM task those of the task, not of the node."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _attempt(function: Callable[[T], R], done: Callable[[T], bool] | None, item: T) -> Result[R]:

@@ -61,8 +61,8 @@ def sigpy_maps(kspace: Tensor, iterations: int, crop: float) -> tuple[Tensor, Te
     return torch.from_numpy(np.ascontiguousarray(maps)), torch.from_numpy(np.ascontiguousarray(eigenvalues)), seconds
 
 
-def bart_maps(kspace: Tensor, repeat: int) -> tuple[Tensor, float] | None:
-    """BART's maps (coils, H, W) by `ecalib -m1 -r24` and seconds of its process, or None without BART."""
+def bart_maps(kspace: Tensor, repeat: int, crop: float = 0.8) -> tuple[Tensor, float] | None:
+    """BART's maps (coils, H, W) by `ecalib -m1 -r24` (its crop is 0.8 by default) and seconds of its process, or None without BART."""
     program = shutil.which("bart")
     if program is None:
         return None
@@ -71,7 +71,7 @@ def bart_maps(kspace: Tensor, repeat: int) -> tuple[Tensor, float] | None:
         data = kspace.permute(1, 2, 0)[:, :, None].numpy()
         scan.with_suffix(".hdr").write_text("# Dimensions\n" + " ".join(map(str, data.shape)) + "\n")
         data.astype(np.complex64).ravel(order="F").tofile(scan.with_suffix(".cfl"))
-        command = [program, "ecalib", "-m1", f"-r{CALIB}", str(scan), str(maps)]
+        command = [program, "ecalib", "-m1", f"-r{CALIB}", f"-c{crop}", str(scan), str(maps)]
         seconds = best(repeat, lambda: subprocess.run(command, check=True, capture_output=True))
         shape = (len(kspace), *kspace.shape[1:][::-1])  # column-major: the slowest first
         found = np.fromfile(maps.with_suffix(".cfl"), np.complex64).reshape(shape).transpose(0, 2, 1)
@@ -157,7 +157,7 @@ def noisy_scans(seeds: int) -> None:
 
 
 def bart_maps_uncropped(kspace: Tensor) -> Tensor | None:
-    found = bart_maps(kspace, 1)
+    found = bart_maps(kspace, 1, crop=0)
     return None if found is None else found[0]
 
 

@@ -35,6 +35,9 @@ def scans(tmp_path):
     with h5py.File(tmp_path / "bad" / "nan.h5", "w") as file:
         file["kspace"] = broken.numpy()
     (tmp_path / "bad" / "page.h5").write_bytes(b"<html>")
+    two = torch.zeros(64, dtype=torch.bool)
+    two[[3, 20, 31, 32, 50]] = True
+    write_fastmri(tmp_path / "bad" / "two.h5", k, acquisition="", noise_std=0.0, mask=two)
     write_fastmri(tmp_path / "bad" / "rim.h5", k, acquisition="", noise_std=0.0, mask=torch.arange(64) < 12)
     return tmp_path
 
@@ -50,17 +53,18 @@ def test_good_files(scans, capsys):
     assert "25.0%" in next(line for line in lines if line.startswith("fast name ü"))
     assert any("8 ACS lines: too few" in line for line in lines)
     assert any("coil 2 without signal" in line for line in lines)
-    assert any("+0, +7 samples beside the middle" in line for line in lines)
+    assert "+0, +7 samples beside the middle and was moved there" in " ".join(" ".join(lines).split())
 
 
 def test_files_that_cannot_be_used(scans, capsys):
     assert run(scans / "bad", scans / "full.h5", "--json", "--workers", "2") == 1
     printed = capsys.readouterr()
-    assert "3 of 4 files cannot be used" in printed.err
+    assert "4 of 5 files cannot be used" in printed.err
     rows = {row["file"].rpartition(os.sep)[2]: row for row in json.loads(printed.out)}
     assert "NaN or infinity in slice 0" in rows["nan.h5"]["problem"]
     assert "an HTML page" in rows["page.h5"]["problem"]
     assert "no sampled line in the ACS" in rows["rim.h5"]["problem"]
+    assert "2 ACS lines: no coil maps" in rows["two.h5"]["problem"]
     full = rows["full.h5"]
     assert (full["problem"], full["acs"], full["matrix"], full["contrast"]) == ("", 64, [32, 64], "AXT2")
     assert full["scale"] > 0

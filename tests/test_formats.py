@@ -85,7 +85,7 @@ def test_bart_files_that_cannot_be_used(tmp_path):
 # ------------------------------------------------------------------ ISMRMRD
 
 
-def save_mrd(path, kspace, columns=None, *, change=None, repeat=1, noise_lines=0, slices=True):
+def save_mrd(path, kspace, columns=None, *, change=None, repeat=1, noise_lines=0, slices=True, noise=0.0):
     """An ISMRMRD file made by the library of the format itself."""
     ismrmrd = pytest.importorskip("ismrmrd", reason="the extra [ismrmrd] is not installed")
     count, coils, height, width = kspace.shape
@@ -108,7 +108,9 @@ def save_mrd(path, kspace, columns=None, *, change=None, repeat=1, noise_lines=0
     for _ in range(repeat):
         for number in range(count):
             for column in columns:
-                acquisition = ismrmrd.Acquisition.from_array(kspace[number, :, :, column].numpy())
+                line = kspace[number, :, :, column].numpy()
+                line = line + noise * (generator.normal(size=(*line.shape, 2)) @ [1, 1j])
+                acquisition = ismrmrd.Acquisition.from_array(line.astype(np.complex64))
                 acquisition.center_sample = height // 2
                 acquisition.sample_time_us = 5.0
                 acquisition.idx.kspace_encode_step_1 = column
@@ -134,6 +136,40 @@ def test_ismrmrd_files_are_read(tmp_path):
 def test_noise_scans_give_the_covariance(tmp_path):
     scan = read(save_mrd(tmp_path / "x.mrd", noise(1, COILS, HEIGHT, WIDTH), noise_lines=40))
     assert torch.allclose(scan.noise_covariance, 8 * torch.eye(COILS, dtype=torch.complex128), atol=0.5)
+
+
+def test_averages_have_less_noise(tmp_path):
+    """The covariance is that of k-space as it is read."""
+    k = noise(1, COILS, HEIGHT, WIDTH)
+    scan = read(save_mrd(tmp_path / "x.mrd", k, noise_lines=40, repeat=4, noise=2.0))
+    left = torch.view_as_real(scan.kspace - k).square().sum(-1).mean()
+    assert float(scan.noise_covariance.diagonal().real.mean()) == pytest.approx(float(left), rel=0.2)
+
+
+def test_calibration_lines_fill_the_gaps(tmp_path):
+    """Of an accelerated scan with integrated ACS: lines between the image lines, flagged as calibration alone."""
+    k = noise(1, COILS, HEIGHT, WIDTH)
+
+    def flagged(acquisition, number, column):
+        import ismrmrd
+
+        if column in (5, 7):
+            acquisition.set_flag(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
+        if column == 6:
+            acquisition.set_flag(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
+
+    scan = read(save_mrd(tmp_path / "x.mrd", k, [0, 2, 4, 5, 6, 7, 8, 10], change=flagged))
+    assert scan.mask.nonzero().flatten().tolist() == [0, 2, 4, 5, 6, 7, 8, 10]
+    assert torch.allclose(scan.kspace[..., scan.mask], k[..., scan.mask])
+
+    def stabilisation(acquisition, number, column):
+        if column == 3:
+            acquisition.flags = 1 << 30  # bit 31
+            acquisition.idx.kspace_encode_step_1 = 6
+
+    scan = read(save_mrd(tmp_path / "y.mrd", k, change=stabilisation))
+    assert torch.allclose(scan.kspace[..., 6], k[..., 6])
+    assert not scan.mask[3]
 
 
 def test_other_ways_of_acquiring(tmp_path):
@@ -201,6 +237,11 @@ def test_single_coil_files(tmp_path):
     scan = read(path, singlecoil=True)
     assert torch.equal(scan.kspace, k[:, None])
     refused(save(tmp_path / "four.h5", kspace=np.ones((1, 2, 8, 8), np.complex64)), "without --singlecoil", singlecoil=True)
+    many = save_cfl(tmp_path / "many", noise(SLICES, COILS, HEIGHT, WIDTH))
+    refused(many, "3 coils found; --singlecoil is for files of one coil", singlecoil=True)
+    one = save_cfl(tmp_path / "one", noise(SLICES, 1, HEIGHT, WIDTH))
+    refused(one, "one coil found", "--singlecoil")
+    assert read(one, singlecoil=True).kspace.shape == (SLICES, 1, HEIGHT, WIDTH)
 
 
 def test_the_path_of_single_coil_files(tmp_path, capsys):
@@ -231,9 +272,33 @@ def test_radial_scans_are_recognised(tmp_path):
         refused(save(tmp_path / "x.h5", kspace=data.astype(np.complex64)), "looks radial", "breast")
 
 
-def test_a_glance_reads_the_middle_slice(tmp_path):
+def test_a_glance_reads_one_slice_with_signal(tmp_path):
     k = noise(5, COILS, HEIGHT, WIDTH)
-    path = save(tmp_path / "x.h5", kspace=k.numpy())
-    scan = glance(path)
+    scan = glance(save(tmp_path / "x.h5", kspace=k.numpy()))
     assert torch.equal(scan.kspace, k[[2]])
     assert scan.slices == 5
+    k[1:4] = 0
+    assert torch.equal(glance(save(tmp_path / "y.h5", kspace=k.numpy())).kspace, k[[0]])
+
+
+def test_a_centre_that_is_off_is_moved_to_the_middle(tmp_path):
+    """As in M4Raw: then the ACS of masks, of maps and of the scale are the same lines."""
+    k = phantoms.draw(0, 0, 2, 4, (32, 64))
+    mask = torch.zeros(64, dtype=torch.bool)
+    mask[24:60] = True
+    off = k.roll((3, 8), dims=(-2, -1))
+    scan = read(save(tmp_path / "x.h5", kspace=torch.where(mask, off, 0).numpy(), mask=mask.numpy()))
+    assert scan.notes == ("the centre of k-space lay +3, +8 samples beside the middle and was moved there",)
+    assert scan.mask.nonzero().flatten().tolist() == list(range(16, 52))
+    assert torch.equal(scan.kspace, torch.where(scan.mask, k, 0))
+    near = read(save(tmp_path / "y.h5", kspace=k.roll(2, dims=-1).numpy()))
+    assert near.notes == ()
+
+
+def test_a_mask_that_contradicts_the_samples(tmp_path):
+    mask = torch.arange(WIDTH) % 3 == 0
+    k = torch.where(mask, noise(SLICES, COILS, HEIGHT, WIDTH), 0)
+    scan = read(save(tmp_path / "x.h5", kspace=k.numpy(), mask=np.ones(WIDTH)))
+    assert torch.equal(scan.mask, mask)
+    assert scan.notes == ("the mask has 8 columns that hold no sample: they count as missing",)
+    assert not scan.fully_sampled

@@ -105,6 +105,16 @@ def test_the_threshold_is_what_noise_reaches():
     assert 0.9 < found / of_noise < 1.1
 
 
+def test_a_dead_coil_changes_nothing():
+    rows, columns = slice(36, 60), slice(20, 44)
+    k = scan(30)
+    dead = torch.cat([k, torch.zeros_like(k[:, :1])], 1)
+    largest = kernels.row_space(kernels.windows(k[..., rows, columns], 6))[0][:, 0]
+    without, found = (kernels.noise_threshold(part, rows, columns, 6, largest) for part in (k, dead))
+    assert without > 0
+    assert torch.allclose(found, without)
+
+
 @pytest.mark.parametrize("case", ["signal", "holes", "near", "nothing"])
 def test_ends_that_tell_nothing_about_noise(case):
     rows, columns = slice(36, 60), slice(20, 44)

@@ -16,12 +16,13 @@ from rsdmri.errors import UserError
 from rsdmri.files import sha256
 from rsdmri.jobs import default_shard
 from rsdmri.mri import phantoms
+from rsdmri.mri.bart import write_cfl
 from rsdmri.mri.coils import espirit
 from rsdmri.mri.config import EspiritConfig
-from rsdmri.mri.estimate import estimate_file, estimate_files, is_done
+from rsdmri.mri.estimate import _submit, estimate_file, estimate_files, is_done
 from rsdmri.mri.fastmri_file import write_fastmri
 from rsdmri.mri.maps import maps_path, read_maps
-from rsdmri.mri.readers import read
+from rsdmri.mri.readers import find_files, read
 from rsdmri.tensors import make_generator, randn_like
 
 CONFIG = EspiritConfig(workers=1, calib=16)
@@ -65,7 +66,8 @@ def test_what_is_written(scans, estimated):
         assert (maps.attributes["acs_first"], maps.attributes["acs_lines"]) == (0, 32)
         assert maps.attributes["residual"] < 0.1
         for name in ("backend", "kernel", "threshold", "crop", "iterations"):
-            assert maps.attributes[name] == (getattr(CONFIG, name) or 0)
+            value = getattr(CONFIG, name)
+            assert maps.attributes[name] == (-1 if value is None else value)
         assert maps.attributes["rsdmri"]
     assert maps_path(estimated, scans / "1.h5") == estimated / "1.maps.h5"
     assert read_maps(estimated, scans / "2.h5").valid.tolist() == [True, False]
@@ -147,7 +149,7 @@ def test_maps_of_an_undersampled_scan_have_no_residual(tmp_path):
     maps = read_maps(tmp_path, tmp_path / "a.h5")
     assert "residual" not in maps.attributes
     assert (maps.attributes["acs_first"], maps.attributes["acs_lines"], maps.calib) == (8, 16, 16)
-    assert maps.attributes["asked_calib"] == 0
+    assert maps.attributes["asked_calib"] == -1
 
 
 def test_two_scans_of_one_name(scans, tmp_path):
@@ -198,6 +200,8 @@ def test_failures_are_kept_and_tried_again_when_asked_or_changed(scans, tmp_path
             estimate_files([folder], out, dataclasses.replace(CONFIG, crop=0.5))
     with open(out / "failures.jsonl", "a") as file:
         file.write("{torn\n")
+    estimate_files([scans], out, CONFIG)  # others have nothing to say about it
+    assert str(bad) in (out / "failures.jsonl").read_text()
     shutil.copy(folder / "0.h5", bad)
     estimate_files([folder], out, CONFIG)
     assert not (out / "failures.jsonl").exists()
@@ -221,10 +225,16 @@ def test_the_shard_of_a_slurm_array(scans, tmp_path, monkeypatch):
         ({"ID": "4", "COUNT": "8"}, "4/8"),
         ({"ID": "21", "MIN": "1", "STEP": "10", "COUNT": "3"}, "2/3"),
         ({"ID": "x", "COUNT": "3"}, "0/1"),
+        ({"ID": "7", "MIN": "3", "COUNT": "2"}, None),  # --array=3,7
     ],
 )
 def test_shards_from_the_environment(environment, expected):
-    assert default_shard({f"SLURM_ARRAY_TASK_{name}": value for name, value in environment.items()}) == expected
+    named = {f"SLURM_ARRAY_TASK_{name}": value for name, value in environment.items()}
+    if expected is None:
+        with pytest.raises(UserError, match="give --shard"):
+            default_shard(named)
+        return
+    assert default_shard(named) == expected
 
 
 def test_a_sheet_of_the_maps(scans, tmp_path):
@@ -242,18 +252,43 @@ def test_slurm_without_submitit_says_what_to_install(scans, tmp_path, monkeypatc
         estimate_files([scans], tmp_path, dataclasses.replace(CONFIG, slurm=2))
 
 
+def test_slurm_where_there_is_none(scans, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no SLURM here"):
+        estimate_files([scans], tmp_path / "maps", dataclasses.replace(CONFIG, slurm=2))
+
+
+def test_a_crop_of_zero_is_not_the_default(scans, estimated, tmp_path):
+    shutil.copytree(estimated, tmp_path / "copy")
+    assert not is_done(scans / "0.h5", tmp_path / "copy", dataclasses.replace(CONFIG, crop=0.0))
+    estimate_files([scans / "0.h5"], tmp_path / "copy", dataclasses.replace(CONFIG, crop=0.0))
+    assert (read_maps(tmp_path / "copy", scans / "0.h5").maps.abs().sum(1) > 0).all()
+
+
+def test_a_sheet_that_is_asked_for_later(scans, estimated, tmp_path):
+    shutil.copytree(estimated, tmp_path / "copy")
+    estimate_files([scans / "0.h5"], tmp_path / "copy", dataclasses.replace(CONFIG, report=True))
+    assert (tmp_path / "copy" / "0.maps.png").exists()
+
+
+def test_the_header_of_a_bart_file_is_part_of_it(scans, tmp_path):
+    k = read(scans / "0.h5").kspace[0].permute(1, 2, 0)[:, :, None].numpy()
+    write_cfl(tmp_path / "k", k)
+    estimate_files([tmp_path / "k.cfl"], tmp_path / "maps", CONFIG)
+    assert is_done(tmp_path / "k.cfl", tmp_path / "maps", CONFIG)
+    header = (tmp_path / "k.hdr").read_text()
+    (tmp_path / "k.hdr").write_text(header + "# again\n")
+    assert not is_done(tmp_path / "k.cfl", tmp_path / "maps", CONFIG)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_array_of_tasks(scans, tmp_path, monkeypatch, capsys):
+def test_an_array_of_tasks(scans, tmp_path, capsys):
     """By submitit's executor for machines without SLURM, which runs the same pickled calls in processes."""
-    submitit = pytest.importorskip("submitit")
-    executor = submitit.AutoExecutor
-
-    def local(folder, cluster=None):
-        return executor(folder=folder, cluster="local")
-
-    monkeypatch.setattr(submitit, "AutoExecutor", local)
-    estimate_files([scans], tmp_path / "maps", dataclasses.replace(CONFIG, slurm=2, slurm_options=("timeout_min=5",)))
+    pytest.importorskip("submitit")
+    config = dataclasses.replace(CONFIG, slurm=2, slurm_options=("timeout_min=5",))
+    _submit(find_files([scans]), tmp_path / "maps", config, cluster="local")
     assert "2 tasks sent" in capsys.readouterr().out
     for _ in range(120):
         if len(list((tmp_path / "maps").glob("*.maps.h5"))) == 3:

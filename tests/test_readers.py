@@ -67,7 +67,9 @@ def test_header_and_attributes(tmp_path, namespace):
     assert "secret" not in repr(scan)
 
 
-@pytest.mark.parametrize("text", [b"no xml", b"<a/>", b"", header(encoded=(20, 99))])
+@pytest.mark.parametrize(
+    "text", [b"no xml", b"<a/>", b"", header(encoded=(20, 99)), header(recon=(0, 0)), header(recon=("²", "²"))]
+)
 def test_a_header_that_says_nothing_is_tolerated(tmp_path, text):
     scan = read(save(tmp_path, kspace=noise(), ismrmrd_header=text))
     assert scan.fully_sampled
@@ -126,6 +128,11 @@ def test_swapped_axes_are_turned_back(tmp_path):
     assert torch.equal(scan.kspace, k)
     assert scan.recon_size == (10, 8)
     assert scan.notes == ("readout and phase encoding were swapped",)
+    mask = np.arange(12) % 2 == 0
+    zeroed = np.where(mask, k.numpy(), 0)
+    scan = read(save(tmp_path, kspace=zeroed.swapaxes(-1, -2), mask=mask, ismrmrd_header=header()))
+    assert scan.mask.tolist() == mask.tolist()
+    assert np.array_equal(scan.kspace, zeroed)
 
 
 def test_other_ways_to_write_complex_numbers(tmp_path):

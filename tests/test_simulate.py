@@ -11,7 +11,7 @@ from rsdmri.errors import UserError
 from rsdmri.mri import phantoms
 from rsdmri.mri.coils import combine
 from rsdmri.mri.config import SimulateConfig
-from rsdmri.mri.fourier import ifft2c, rss
+from rsdmri.mri.fourier import ifft2c, resized, rss
 from rsdmri.mri.magnitudes import read_volumes
 from rsdmri.mri.readers import find_files, read
 from rsdmri.mri.simulate import load_coil_maps, simulate
@@ -151,10 +151,7 @@ def test_seen_images_are_the_given_magnitudes_with_a_phase(npz, coils, tmp_path)
     coil_images = ifft2c(read(tmp_path / "train_0000.h5").kspace)
     assert np.allclose(rss(coil_images, 1), given, atol=1e-4)
     maps = np.load(coils)["plain"]
-    stretched = torch.nn.functional.interpolate(
-        torch.from_numpy(np.stack([maps.real, maps.imag])), size=(48, 40), mode="bilinear", align_corners=False, antialias=True
-    )
-    stretched = torch.complex(stretched[0], stretched[1])
+    stretched = resized(torch.from_numpy(maps), (48, 40))
     x = combine(stretched / rss(stretched, 0), coil_images)[:, 0]
     inside = torch.from_numpy(given) > 0.2
     assert torch.allclose(x.abs()[inside].float(), torch.from_numpy(given).float()[inside], atol=1e-3)
@@ -271,6 +268,23 @@ def test_coloured_noise_has_the_covariance_that_is_written(npz, coils, tmp_path,
         root = np.random.default_rng(0).normal(size=(4, 4)) + 2 * np.diag([1.0, 2.0, 3.0, 4.0])
         shape = torch.from_numpy(root @ root.T)
         assert torch.allclose(noisy.noise_covariance.real / scale, shape / shape.diagonal().mean(), atol=1e-6)
+
+
+def test_coils_that_do_not_fit(npz, coils, tmp_path):
+    asked = dataclasses.replace(SEEN, coil_maps=coils, coil_maps_key="plain2", noise="coloured")
+    refused("not positive definite", asked, npz, tmp_path / "a")
+    refused("phantoms have coils of their own", dataclasses.replace(DRAWN, coil_maps=coils), None, tmp_path / "b")
+    five = tmp_path / "five.npz"
+    np.savez(five, sh=phantoms.coil_maps(np.random.default_rng(0), 5, (40, 40)), sh_noise_cov=np.eye(4))
+    refused(r"expected \(5, 5\)", dataclasses.replace(asked, coil_maps=five, coil_maps_key="sh"), npz, tmp_path / "c")
+
+
+def test_a_file_that_was_made_by_something_else(npz, tmp_path):
+    simulate(SEEN, npz, tmp_path)
+    with h5py.File(tmp_path / "train_0000.h5", "r+") as file:
+        file.attrs["simulated"] = "hello"
+    with pytest.raises(UserError, match="is there and was made otherwise"):
+        simulate(SEEN, npz, tmp_path)
 
 
 # ------------------------------------------------------------------ other kinds of images

@@ -53,7 +53,7 @@ def write_maps(path: Path, maps: NDArray[np.complexfloating]) -> None:
     write_cfl(path, ordered)
 
 
-def open_bart(path: Path) -> Source:
+def open_bart(path: Path, singlecoil: bool = False) -> Source:
     """Two-dimensional k-space of several coils; unsampled is zero."""
     array = read_cfl(path)
     shape = (*array.shape, *[1] * (DIMENSIONS - array.ndim))
@@ -65,8 +65,10 @@ def open_bart(path: Path) -> Source:
             " encoding (1), coils (3) and slices (13) are read. Of a 3-D scan, transform dimension 2 (bart fft -iu 4) and make its slices"
             " dimension 13 (bart transpose 2 13)."
         )
-    if shape[COILS] == 1:
-        raise UserError(f"{path}: one coil found ({' x '.join(map(str, array.shape))}); coils are dimension 3")
+    if shape[COILS] == 1 and not singlecoil:
+        raise UserError(
+            f"{path}: one coil found ({' x '.join(map(str, array.shape))}); coils are dimension 3. One is read with --singlecoil."
+        )
 
     def load(slices: Sequence[int]) -> NDArray[np.complex64]:
         whole = array.reshape(shape[0], shape[1], shape[COILS], shape[SLICES], order="F")

@@ -1,7 +1,7 @@
 """Whether files of k-space can be used, before anything is computed from them: one row a file.
 
-Every file is opened by the reader that the other commands use, but of its samples only a first and a middle slice are read. What is found in
-them, such as NaN, is found; what is wrong in others, is not.
+Every file is opened by the reader that the other commands use, but of its samples only the first slice and the middle one are read. What
+is found in them, such as NaN, is found; what is wrong in others, is not.
 """
 
 import dataclasses
@@ -11,17 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 
 import torch
 
 from ..errors import UserError
-from ..jobs import run_files
-from .coils import SMALLEST_CALIB
+from ..jobs import FilesFailed, run_files
+from .coils import FEWEST_WALSH, SMALLEST_CALIB
 from .fourier import ifft2c, rss
-from .masks import acs_lines, default_acs, find_acs, find_dc
+from .masks import acs_lines, default_acs, find_acs
 from .readers import KSpace, find_files, glance
-
-OFF_CENTRE = 4  # samples by which the centre of k-space may lie beside N // 2 before it is said
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,10 @@ class Row:
 def check(paths: Sequence[Path], *, as_json: bool, singlecoil: bool, workers: int) -> None:
     """Prints a row for every file; a :class:`UserError` at the end if any cannot be used."""
     files = find_files(paths)
-    rows = run_files(partial(examine, singlecoil=singlecoil), files, workers=workers, stage="check", note=_nothing)
+    try:
+        rows = run_files(partial(examine, singlecoil=singlecoil), files, workers=workers, stage="check", note=_nothing)
+    except FilesFailed as error:
+        rows = {**error.results, **{file: Row(file=str(file), problem=text) for file, text in error.errors.items()}}
     ordered = [rows[file] for file in files]
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in ordered], indent=1))
@@ -77,6 +79,8 @@ def examine(path: Path, singlecoil: bool) -> Row:
         _, lines = find_acs(scan.kspace, scan.mask)
     except UserError as error:
         return dataclasses.replace(row, problem=str(error))
+    if lines.stop - lines.start < FEWEST_WALSH:
+        return dataclasses.replace(row, problem=f"{lines.stop - lines.start} ACS lines: no coil maps can be made")
     return dataclasses.replace(row, acs=lines.stop - lines.start, scale=_scale(scan), remarks=_remarks(scan, lines))
 
 
@@ -110,17 +114,12 @@ def _remarks(scan: KSpace, lines: slice) -> tuple[str, ...]:
         found.append(f"{found_lines} ACS lines: too few for good coil maps ({SMALLEST_CALIB} or more)")
     if scan.mask.ndim == 2:
         found.append("sampled in two directions: coil maps can be made, masks of whole columns are what training takes")
-    beside = [at - n // 2 for at, n in zip(find_dc(scan.kspace, scan.mask), scan.kspace.shape[-2:], strict=True)]
-    if max(map(abs, beside)) > OFF_CENTRE:
-        found.append(f"the centre of k-space lies {beside[0]:+d}, {beside[1]:+d} samples beside the middle")
     dead = (~scan.kspace.flatten(2).any(2).any(0)).nonzero().flatten().tolist()
     if dead:
         found.append(f"coil {', '.join(map(str, dead))} without signal")
     padded = int((~scan.encoded).sum())
     if padded:
         found.append(f"{padded} columns were filled with zeros by the scanner")
-    if not scan.kspace[-1].any():
-        found.append("the middle slice is zero")
     return tuple(found)
 
 
@@ -140,6 +139,6 @@ def table(rows: Sequence[Row]) -> list[str]:
             lines.append(name)
         if row.contrast:
             lines.append(f"  {row.contrast}")
-        lines += [f"  - {remark}" for remark in row.remarks]
-        lines += [f"  ! {row.problem}"] if row.problem else []
+        for mark, text in [*(("-", remark) for remark in row.remarks), *([("!", row.problem)] if row.problem else [])]:
+            lines += wrap(text, 80, initial_indent=f"  {mark} ", subsequent_indent="    ")
     return lines

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..tensors import squared
-from .fourier import ifft2c
+from .fourier import ifft2c, resized
 from .kernels import coil_eigenvectors, dominant, noise_threshold, row_space, windows
 from .masks import default_acs, find_acs, find_dc, sampled
 from .operators import combine
@@ -189,7 +189,7 @@ def _walsh(block: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     images = ifft2c(padded)
     products = (images[:, :, None] * images[:, None].conj()).flatten(1, 2)
     parts = torch.cat([products.real, products.imag], 1)
-    smooth = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(parts, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    smooth = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(parts, (1, 1, 1, 1), mode="circular"), 3, 1)
     coils = block.shape[1]
     real, imag = smooth.chunk(2, 1)
     matrices = torch.complex(real, imag).unflatten(1, (coils, coils)).permute(0, 3, 4, 1, 2)
@@ -197,12 +197,9 @@ def _walsh(block: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     vectors = torch.stack([_turn(part[None], samples)[0] for part, samples in zip(vectors, block, strict=True)])
     strength = squared(images).sum(1, keepdim=True).sqrt()
 
-    def larger(part: Tensor) -> Tensor:
-        return torch.nn.functional.interpolate(part, size=size, mode="bilinear", align_corners=False)
-
-    found = torch.complex(larger(vectors.real), larger(vectors.imag))
     top = strength.flatten(1).quantile(0.99, dim=1)[:, None, None, None]
-    return found[:, None], (larger(strength) > WALSH_SIGNAL * top).to(block.real.dtype)
+    signal = resized(strength, size) > WALSH_SIGNAL * top
+    return resized(vectors, size)[:, None], signal.to(block.real.dtype)
 
 
 def _turn(maps: Tensor, block: Tensor) -> Tensor:

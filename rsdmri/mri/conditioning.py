@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from .config import MRIData
-from .fourier import crop, crop_kspace, fft2c, ifft2c
-from .masks import find_acs
+from .fourier import crop, crop_kspace, fft2c, ifft2c, resized
+from .masks import acs_lines, default_acs
 from .readers import KSpace
 
 OVERSAMPLED = 0.75  # a readout is oversampled if its image has at most this part of its rows
@@ -23,7 +23,8 @@ def conditioned(scan: KSpace, maps: Tensor, data: MRIData) -> tuple[KSpace, Tens
     if data.whiten and data.noise_std is None and scan.noise_covariance is not None:
         scan, maps = whitened(scan, maps, scan.noise_covariance)
     if data.coils is not None and data.coils < maps.shape[1]:
-        scan, maps = compressed(scan, maps, data.coils)
+        width = scan.kspace.shape[-1]
+        scan, maps = compressed(scan, maps, data.coils, default_acs(width) if data.acs is None else data.acs)
     rows = rows_kept(scan.kspace.shape[-2], scan.recon_size[0], data)
     if rows != scan.kspace.shape[-2]:
         scan, maps = cut(scan, maps, (rows, scan.kspace.shape[-1]))
@@ -65,10 +66,13 @@ def whitened(scan: KSpace, maps: Tensor, covariance: Tensor) -> tuple[KSpace, Te
     return _mixed(scan, maps, torch.linalg.solve_triangular(lower, identity, upper=False), 0.5**0.5)
 
 
-def compressed(scan: KSpace, maps: Tensor, coils: int) -> tuple[KSpace, Tensor]:
-    """The ``coils`` strongest virtual coils of the ACS lines, the same for all slices (Huang et al. 2008)."""
-    rows, lines = find_acs(scan.kspace, scan.mask)
-    samples = scan.kspace[..., rows, lines].movedim(1, 0).flatten(1).to(torch.complex128)
+def compressed(scan: KSpace, maps: Tensor, coils: int, acs: int) -> tuple[KSpace, Tensor]:
+    """The ``coils`` strongest virtual coils of the ``acs`` central lines, the same for all slices (Huang et al. 2008).
+
+    Of these lines alone, because an accelerated scan has no others.
+    """
+    lines = acs_lines(scan.kspace.shape[-1], max(acs, 1))
+    samples = scan.kspace[..., lines].movedim(1, 0).flatten(1).to(torch.complex128)
     vectors = torch.linalg.eigh(samples @ samples.mH)[1][:, -coils:].flip(-1)
     assert scan.noise_std is not None
     return _mixed(scan, maps, vectors.mH, scan.noise_std)
@@ -98,12 +102,8 @@ def resampled(scan: KSpace, maps: Tensor, matrix: tuple[int, int]) -> tuple[KSpa
     factor = (matrix[0] * matrix[1] / (height * width)) ** 0.5
     kspace = factor * _centred(scan.kspace, matrix)
     mask, encoded = (_centred(part.float()[None], (1, matrix[1]))[0].bool() for part in (scan.mask, scan.encoded))
-    parts = torch.stack([maps.real, maps.imag])
-    resized = torch.stack([
-        torch.nn.functional.interpolate(part, size=matrix, mode="bilinear", align_corners=False, antialias=True) for part in parts
-    ])  # fmt: skip
-    support = torch.nn.functional.interpolate((maps.abs().sum(1, keepdim=True) > 0).float(), size=matrix, mode="nearest") > 0
-    new = torch.where(support, torch.complex(resized[0], resized[1]), 0)
+    support = resized((maps.abs().sum(1, keepdim=True) > 0).to(maps.real.dtype), matrix) > 0.5
+    new = torch.where(support, resized(maps, matrix), 0)
     assert scan.noise_std is not None
     changed = dataclasses.replace(
         scan, kspace=kspace, mask=mask, encoded=encoded, noise_std=scan.noise_std * factor, recon_size=matrix

@@ -21,16 +21,17 @@ from torch import Tensor
 
 from ..config import to_tree
 from ..errors import UserError
-from ..files import sha256, write_text
+from ..files import write_text
 from ..jobs import FilesFailed, default_shard, run_files, shard
 from .coils import FEWEST_WALSH, SMALLEST_CALIB, calibration_block, espirit, residual
 from .config import EspiritConfig
 from .fourier import ifft2c
-from .maps import maps_path, write_maps
+from .maps import maps_path, scan_hash, write_maps
 from .masks import find_acs
 from .readers import KSpace, find_files, read
 from .sheets import write_sheet
 
+DEFAULT = -1  # in a file of maps, for an option that was left to its default
 #: Options that do not change the maps.
 FREE = ("workers", "shard", "retry_failed", "report", "slurm", "slurm_options")
 
@@ -71,12 +72,12 @@ def estimate_files(paths: Sequence[Path], out: Path, config: EspiritConfig) -> N
     except FilesFailed as error:
         failed = dict(error.errors)
         if not known:
-            _record(record, failed, config)
+            _record(record, failed, mine, config)
             raise
-    _record(record, known | failed, config)
+    _record(record, known | failed, mine, config)
     if known:
         listed = [*failed.values(), *(f"{text} (failed before; --retry-failed tries it again)" for text in known.values())]
-        raise FilesFailed(f"{len(listed)} of {len(mine)} files failed:\n" + "\n".join(listed), known | failed)
+        raise FilesFailed(f"{len(listed)} of {len(mine)} files failed:\n" + "\n".join(listed), known | failed, {})
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,11 @@ def _short(outcome: Outcome) -> str:
     return outcome.text
 
 
-def _record(path: Path, failures: dict[Path, str], config: EspiritConfig) -> None:
-    """Writes failures.jsonl, or removes it when there are none."""
-    lines = [json.dumps({**_identity(file, config), "error": error}) for file, error in failures.items()]
+def _record(path: Path, failures: dict[Path, str], mine: Sequence[Path], config: EspiritConfig) -> None:
+    """Writes failures.jsonl, or removes it when there are none; what it says of files that are not ``mine`` stays."""
+    others = [entry for name, entry in _entries(path).items() if name not in set(map(str, mine))]
+    entries = [*others, *({**_identity(file, config), "error": error} for file, error in failures.items())]
+    lines = [json.dumps(entry) for entry in entries]
     if lines:
         write_text(path, "\n".join(lines) + "\n")
     else:
@@ -112,19 +115,24 @@ def _identity(file: Path, config: EspiritConfig) -> dict[str, Any]:
 
 def _known_failures(path: Path, files: Sequence[Path], config: EspiritConfig) -> dict[Path, str]:
     """The files that failed before, unchanged since then and with the same parameters."""
-    found: dict[str, dict[str, Any]] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-                found[entry["file"]] = entry
-            except (ValueError, KeyError, TypeError):
-                continue  # a line that was torn: its file is tried again
+    found = _entries(path)
     same = (file for file in files if found.get(str(file), {}).items() >= _identity(file, config).items())
     return {file: str(found[str(file)]["error"]) for file in same}
 
 
-def _submit(files: Sequence[Path], out: Path, config: EspiritConfig) -> None:
+def _entries(path: Path) -> dict[str, dict[str, Any]]:
+    """The lines of failures.jsonl by file."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+            found[str(entry["file"])] = {"error": "", **entry}
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that was torn: its file is tried again
+    return found
+
+
+def _submit(files: Sequence[Path], out: Path, config: EspiritConfig, cluster: str | None = None) -> None:
     """Sends a SLURM array of ``config.slurm`` tasks, each with its part of the files, and says where its logs are."""
     try:
         import submitit
@@ -132,7 +140,9 @@ def _submit(files: Sequence[Path], out: Path, config: EspiritConfig) -> None:
         raise UserError(
             "--slurm needs submitit: pip install 'rsdmri[slurm]', or send an array of this command yourself"
         ) from None
-    executor = submitit.AutoExecutor(folder=out / "slurm", cluster=None)
+    executor = submitit.AutoExecutor(folder=out / "slurm", cluster=cluster)
+    if cluster is None and executor.cluster != "slurm":
+        raise UserError("--slurm: there is no SLURM here (no sbatch); run the command without it, or with --shard i/n")
     options: dict[str, Any] = {"name": "rsdmri-espirit", "timeout_min": 24 * 60, "cpus_per_task": max(config.workers, 1)}
     for text in config.slurm_options:
         name, equals, value = text.partition("=")
@@ -174,8 +184,12 @@ def estimate_file(path: Path, out: Path, config: EspiritConfig) -> Outcome:
         attributes["residual"] = float(residual(maps[valid], ifft2c(scan.kspace[valid])).mean())
     write_maps(maps_path(out, path), maps, eigenvalues, valid, attributes)
     if config.report:
-        write_sheet(out / f"{path.stem}.maps.png", maps, eigenvalues, ifft2c(scan.kspace), scan.fully_sampled)
+        write_sheet(_sheet(path, out), maps, eigenvalues, ifft2c(scan.kspace), scan.fully_sampled)
     return _outcome(path, scan, valid, int(attributes["calib"]))
+
+
+def _sheet(path: Path, out: Path) -> Path:
+    return out / f"{path.stem}.maps.png"
 
 
 def _outcome(path: Path, scan: KSpace, valid: Tensor, calib: int) -> Outcome:
@@ -204,16 +218,17 @@ def is_done(path: Path, out: Path, config: EspiritConfig) -> bool:
             attributes = dict(file.attrs)
         wanted = {**_parameters(config), "source_size": path.stat().st_size}
         same = all(attributes.get(name) == value for name, value in wanted.items())
-        return same and attributes.get("source_sha256") == sha256(path)
+        shown = not config.report or config.singlecoil or _sheet(path, out).exists()
+        return same and shown and attributes.get("source_sha256") == scan_hash(path)
     except OSError:  # no such file, or one that another program left broken: made again
         return False
 
 
 def _parameters(config: EspiritConfig) -> dict[str, Any]:
-    """What the maps depend on, as it was asked for; 0 where the default was."""
+    """What the maps depend on, as it was asked for."""
     tree = {name: value for name, value in to_tree(config).items() if name not in FREE}
     tree["asked_calib"] = tree.pop("calib")  # ``calib`` is what was found
-    return {name: 0 if value is None else value for name, value in tree.items()}
+    return {name: DEFAULT if value is None else value for name, value in tree.items()}
 
 
 def _found(scan: KSpace, config: EspiritConfig) -> dict[str, Any]:
@@ -229,4 +244,4 @@ def _source(path: Path) -> dict[str, Any]:
         release = version("rsdmri")
     except PackageNotFoundError:  # run from a folder that was not installed
         release = "unknown"
-    return {"rsdmri": release, "source_size": path.stat().st_size, "source_sha256": sha256(path)}
+    return {"rsdmri": release, "source_size": path.stat().st_size, "source_sha256": scan_hash(path)}

@@ -48,6 +48,7 @@ def open_fastmri(path: Path, file: h5py.File, singlecoil: bool) -> Source:
             part = part[..., 0] + 1j * part[..., 1]
         return to_complex64(path, part[:, None] if len(shape) == 3 else part, slices)
 
+    header = _header(file)
     targets = [file[name] for name in TARGETS if isinstance(file.get(name), h5py.Dataset)]
     target = next((found.shape[-2:] for found in targets if found.ndim >= 2), None)
     return Source(
@@ -55,8 +56,10 @@ def open_fastmri(path: Path, file: h5py.File, singlecoil: bool) -> Source:
         slices=shape[0],
         load=load,
         matrix=(shape[-2], shape[-1]),
-        header=_header(file),
-        mask=_mask(path, file, shape[-2:]),
+        header=header,
+        mask=_mask(
+            path, file, shape[-1:-3:-1] if shape[-1] == header.get("encodedSpace/matrixSize/x") != shape[-2] else shape[-2:]
+        ),
         contrast=_text(file.attrs.get("acquisition", "")),
         target=None if target is None else (int(target[0]), int(target[1])),
         noise_std=_noise_std(path, file),
@@ -99,7 +102,7 @@ def parse_header(text: Any) -> dict[str, int]:
     found: dict[str, int] = {}
     for name in [*wanted, f"{step}/center", f"{step}/maximum"]:
         number = root.findtext("/".join("{*}" + part for part in f"encoding/{name}".split("/")), "").strip()
-        if number.isdigit():
+        if number.isdecimal() and number.isascii() and (int(number) > 0 or name.startswith(step)):
             found[name] = int(number)
     return found
 
@@ -112,7 +115,7 @@ def _header(file: h5py.File) -> dict[str, int]:
 
 
 def _mask(path: Path, file: h5py.File, matrix: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    """The mask of the file, if it has one."""
+    """The mask of the file, if it has one; ``matrix`` is (readout, phase encoding)."""
     height, width = matrix
     for name in ("mask", "sampling_mask"):
         if name in file:

@@ -40,6 +40,26 @@ def crop_kspace(kspace: Tensor, size: tuple[int, int]) -> Tensor:
     return kspace[..., top : top + h, left : left + w]
 
 
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Smooth images (..., H, W), real or complex, at the places of another grid of the same field of view, by linear interpolation.
+
+    Pixel r lies at (r - N // 2) / N, as the centred FFT has it; the field is periodic.
+    """
+    along_y, along_x = (_weights(n, before).to(x.device, x.dtype) for n, before in zip(size, x.shape[-2:], strict=True))
+    return along_y @ x @ along_x.T
+
+
+def _weights(n: int, before: int) -> Tensor:
+    """Rows (n, before) of two weights each."""
+    places = (torch.arange(n, dtype=torch.float64) - n // 2) * (before / n) + before // 2
+    lower = places.floor()
+    weights = torch.zeros(n, before, dtype=torch.float64)
+    rows = torch.arange(n)
+    weights[rows, lower.long() % before] += 1 - (places - lower)
+    weights[rows, (lower.long() + 1) % before] += places - lower
+    return weights
+
+
 def rss(x: Tensor, dim: int) -> Tensor:
     """Root of the sum of squares over the coils."""
     return squared(x).sum(dim).sqrt()

@@ -89,12 +89,17 @@ def noise_threshold(kspace: Tensor, rows: slice, columns: slice, kernel: int, la
         return torch.zeros_like(largest)
     first, last = int(measured[0]), int(measured[-1]) + 1
     lowest = torch.full_like(largest, torch.inf)
+    dead = ~(kspace[..., rows, columns] != 0).flatten(2).any(2)[:, :, None, None]
     for end in (slice(first, first + length), slice(last - length, last)):
         if end.start < 0 or (end.start < rows.stop and rows.start < end.stop):
             continue
         ends = kspace[..., end, columns]
         singular = row_space(windows(ends, kernel))[0]
-        like_noise = (singular[:, 0] < NOISE_LIKE * singular.square().mean(1).sqrt()) & (ends != 0).flatten(1).all(1)
+        whole = ((ends != 0) | dead).flatten(1).all(1)
+        # The mean is over the windows of live coils: dead ones have no part in it.
+        rank = singular.shape[1] * (~dead).double().mean((1, 2, 3))
+        mean = (singular.square().sum(1) / rank.clamp(min=1)).sqrt()
+        like_noise = (singular[:, 0] < NOISE_LIKE * mean) & whole
         # Signal only adds: the quieter end is the better measure.
         lowest = torch.where(like_noise, torch.minimum(lowest, singular[:, 0]), lowest)
     return torch.where(lowest.isfinite(), lowest / largest.clamp(min=1e-300), 0)

@@ -37,11 +37,17 @@ class Maps:
     def check_source(self, scan: Path) -> None:
         """Raises a :class:`UserError` if they were estimated from another file than this one."""
         attributes = self.attributes
-        same = attributes.get("source_size") == scan.stat().st_size and attributes.get("source_sha256") == sha256(scan)
+        same = attributes.get("source_size") == scan.stat().st_size and attributes.get("source_sha256") == scan_hash(scan)
         if not same:
             raise UserError(
                 f"{scan}: its coil maps were made from another file of this name. Run rsdmri-espirit again for this one."
             )
+
+
+def scan_hash(scan: Path) -> str:
+    """The SHA-256 of a scan; of BART's pairs, of both files."""
+    header = scan.with_suffix(".hdr")
+    return sha256(scan) + (sha256(header) if scan.suffix == ".cfl" and header.exists() else "")
 
 
 def maps_path(folder: Path, scan: Path) -> Path:

@@ -1,8 +1,9 @@
 """ISMRMRD (MRD) in HDF5: single readouts with their places, sorted into k-space.
 
 ``dataset/xml`` is the header, ``dataset/data`` the acquisitions, read at once. Noise scans give the covariance of the coils' noise;
-navigators, phase corrections and dummies are left out. What is measured more than once (averages) is averaged; of several contrasts,
-repetitions, phases or sets the first is taken, with a note.
+navigators, phase corrections and dummies are left out. ACS lines that are flagged as calibration alone fill the columns that no image
+line has. What is measured more than once (averages) is averaged; of several contrasts, repetitions, phases or sets the first is taken,
+with a note.
 """
 
 from pathlib import Path
@@ -18,7 +19,8 @@ from .source import Source, to_complex64
 
 # Bits of the flags, counted from 1 as in the standard.
 NOISE = 19
-OTHERS = (20, 23, 24, 26, 27, 28, 29)  # calibration alone, navigation, phase correction, feedback, dummies
+CALIBRATION = 20  # of parallel imaging and not of the image: the ACS lines of an accelerated scan
+OTHERS = (23, 24, 26, 27, 28, 29, 30, 31)  # navigation, phase correction, feedback, dummies, phase stabilisation
 REVERSE = 22
 FIRST_OF = ("contrast", "phase", "repetition", "set")
 
@@ -53,7 +55,19 @@ def open_mrd(path: Path, file: h5py.File) -> Source:
             f"{path}: a 3-D scan (kspace_encode_step_2 is in use). Transform that direction first, and write its slices."
         )
     numbers = np.unique(index["slice"][imaging])
-    kspace, measured = _sorted(path, matrix, header, heads, samples, imaging, numbers)
+    calibration = _has(flags[imaging], CALIBRATION)
+    kspace, count = _sorted(path, matrix, header, heads, samples, imaging[~calibration], numbers)
+    if calibration.any():
+        extra, more = _sorted(path, matrix, header, heads, samples, imaging[calibration], numbers)
+        fills = (count == 0) & (more > 0)
+        kspace = np.where(fills[:, None, None, :], extra, kspace)
+        count = np.where(fills, more, count)
+    measured = np.asarray((count > 0).all(0))
+    if not np.array_equal(measured, (count > 0).any(0)):
+        raise UserError(f"{path}: slices have different columns; a scan has one mask. Write its slices to several files.")
+    averages = count[:, measured]
+    if averages.min() != averages.max():
+        notes.append(f"columns were measured {averages.min()} to {averages.max()} times: their noise differs")
     return Source(
         format="ISMRMRD",
         slices=len(numbers),
@@ -61,7 +75,7 @@ def open_mrd(path: Path, file: h5py.File) -> Source:
         matrix=matrix,
         header=header,
         mask=measured,
-        noise_covariance=_covariance(heads, samples, np.flatnonzero(_has(flags, NOISE)), int(imaging[0])),
+        noise_covariance=_covariance(heads, samples, np.flatnonzero(_has(flags, NOISE)), int(imaging[0]), float(averages.mean())),
         notes=tuple(notes),
     )
 
@@ -100,8 +114,8 @@ def _sorted(
     samples: NDArray[Any],
     imaging: NDArray[np.intp],
     numbers: NDArray[Any],
-) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
-    """K-space (slices, coils, H, W), the mean of what was measured more than once, and the columns that were measured."""
+) -> tuple[NDArray[np.complex64], NDArray[np.int64]]:
+    """K-space (slices, coils, H, W), the mean of what was measured more than once, and how often (slices, W)."""
     height, width = matrix
     channels = int(heads["active_channels"][imaging[0]])
     kspace = np.zeros((len(numbers), channels, height, width), np.complex64)
@@ -130,19 +144,15 @@ def _sorted(
         kspace[place, :, start : start + line.shape[1], column] += line
         count[place, column] += 1
     kspace /= np.maximum(count, 1)[:, None, None, :]
-    measured = count > 0
-    common = np.asarray(measured.all(0))
-    if not np.array_equal(common, measured.any(0)):
-        raise UserError(f"{path}: slices have different columns; a scan has one mask. Write its slices to several files.")
-    return kspace, common
+    return kspace, count
 
 
 def _covariance(
-    heads: NDArray[Any], samples: NDArray[Any], noise: NDArray[np.intp], imaging: int
+    heads: NDArray[Any], samples: NDArray[Any], noise: NDArray[np.intp], imaging: int, averages: float
 ) -> NDArray[np.complex128] | None:
-    """The covariance of the coils' complex noise in the image lines, from the noise scans if there are any.
+    """The covariance of the coils' complex noise in k-space, from the noise scans if there are any.
 
-    Noise is white: its variance is inverse to the time a sample takes, which may differ between the two.
+    Noise is white: its variance is inverse to the time a sample takes, which may differ between the two, and to the averages.
     """
     channels = int(heads["active_channels"][imaging])
     usable = [number for number in noise if heads["active_channels"][number] == channels and len(samples[number])]
@@ -151,5 +161,5 @@ def _covariance(
     lines = np.concatenate([_samples(samples[number], channels) for number in usable], axis=1).astype(np.complex128)
     times = float(heads["sample_time_us"][usable[0]]), float(heads["sample_time_us"][imaging])
     scale = times[0] / times[1] if min(times) > 0 else 1.0
-    covariance: NDArray[np.complex128] = lines @ lines.conj().T / lines.shape[1] * scale
+    covariance: NDArray[np.complex128] = lines @ lines.conj().T / lines.shape[1] * scale / averages
     return covariance

@@ -19,12 +19,13 @@ from ..errors import UserError
 from ..tensors import squared
 from .bart import open_bart
 from .fastmri_file import open_fastmri
-from .masks import sampled
+from .masks import find_dc, sampled
 from .mrd import is_mrd, open_mrd
 from .source import EXPECTED, Source
 
 ENDINGS = (".h5", ".hdf5", ".mrd", ".cfl")
 MAPS_ENDING = ".maps.h5"
+OFF_CENTRE = 2  # samples by which the centre of k-space may lie beside N // 2 and is left there
 FEWEST_SPOKES = 64  # fewer lines of the same energy may be the centre of a Cartesian scan
 
 
@@ -91,7 +92,7 @@ def read(path: Path | str, *, singlecoil: bool = False) -> KSpace:
     """
     path = Path(path)
     with _open(path, singlecoil) as source:
-        return _scan(path, source, source.load(range(source.slices)))
+        return _scan(path, source, source.load(range(source.slices)), singlecoil)
 
 
 def matrix_of(path: Path, *, singlecoil: bool = False) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -103,10 +104,15 @@ def matrix_of(path: Path, *, singlecoil: bool = False) -> tuple[tuple[int, int],
 
 
 def glance(path: Path, *, singlecoil: bool = False) -> KSpace:
-    """The middle slice alone, and the first for what is wrong with it: what was measured is judged by the middle one."""
+    """One slice alone, the middle one or the nearest with signal, and the first for what is wrong with it."""
     with _open(path, singlecoil) as source:
-        source.load([0])
-        return _scan(path, source, source.load([source.slices // 2]))
+        first = source.load([0])
+        middle = source.slices // 2
+        for number in sorted(range(source.slices), key=lambda number: abs(number - middle)):
+            kspace = source.load([number]) if number else first
+            if kspace.any():
+                break
+        return _scan(path, source, kspace, singlecoil)
 
 
 @contextmanager
@@ -114,7 +120,7 @@ def _open(path: Path, singlecoil: bool) -> Iterator[Source]:
     """The source of a file of any format."""
     try:
         if path.suffix in (".cfl", ".hdr"):
-            yield open_bart(path.with_suffix(".cfl"))
+            yield open_bart(path.with_suffix(".cfl"), singlecoil)
             return
         if not h5py.is_hdf5(path):
             raise UserError(f"{path}: not HDF5, but {_what_it_is(path)}. {EXPECTED} Download or convert it again.")
@@ -140,23 +146,33 @@ def _what_it_is(path: Path) -> str:
     return f"a file that begins with {head[:8]!r}"
 
 
-def _scan(path: Path, source: Source, kspace: np.ndarray) -> KSpace:
+def _scan(path: Path, source: Source, kspace: np.ndarray, singlecoil: bool) -> KSpace:
     """What is measured, and what of it the protocol covers."""
     header, notes, mask = source.header, source.notes, source.mask
     swapped = _swapped(source)
     if swapped:
         kspace, notes = kspace.swapaxes(-1, -2), (*notes, "readout and phase encoding were swapped")
-        mask = mask.T if mask is not None and mask.ndim == 2 else mask
     tensor = torch.from_numpy(np.ascontiguousarray(kspace))
     height, width = tensor.shape[-2:]
     encoded = _encoded(header, width)
-    measured = _given(path, mask, height, width) if mask is not None else sampled(tensor)
+    found = sampled(tensor)
+    measured = found if mask is None else _given(path, mask, height, width)
+    if mask is not None and measured.ndim == found.ndim == 1 and (measured & ~found & encoded).any():
+        notes = (
+            *notes,
+            f"the mask has {int((measured & ~found & encoded).sum())} columns that hold no sample: they count as missing",
+        )
+        measured = measured & found
     measured = measured & encoded
     if not measured.any():
         raise UserError(f"{path}: nothing was measured: k-space is zero everywhere, or the mask leaves nothing of it")
     if mask is None and measured.ndim == 1:
         encoded = _without_zero_filling(measured, encoded)
     _check_cartesian(path, tensor)
+    if singlecoil and tensor.shape[1] != 1:
+        raise UserError(f"{path}: {tensor.shape[1]} coils found; --singlecoil is for files of one coil")
+    tensor, measured, encoded, moved = _recentred(tensor, measured, encoded)
+    notes = (*notes, *moved)
     return KSpace(
         path=path,
         kspace=tensor if measured.all() else torch.where(measured, tensor, 0),  # not a product, which keeps the signs of zeros
@@ -175,6 +191,24 @@ def _scan(path: Path, source: Source, kspace: np.ndarray) -> KSpace:
 def _swapped(source: Source) -> bool:
     """Whether the phase encoding comes first, as in some repacked files."""
     return source.matrix[1] == source.header.get("encodedSpace/matrixSize/x") != source.matrix[0]
+
+
+def _recentred(kspace: Tensor, mask: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+    """K-space whose centre lies clearly beside N // 2 (as of M4Raw), moved there: of the image, that is a linear phase.
+
+    Everything that counts lines from the middle, the ACS of masks and maps, then means the same ones.
+    """
+    try:
+        centre = find_dc(kspace, mask)
+    except UserError:  # nothing measured there: others say so
+        return kspace, mask, encoded, ()
+    beside = [at - n // 2 for at, n in zip(centre, kspace.shape[-2:], strict=True)]
+    if max(map(abs, beside)) <= OFF_CENTRE:
+        return kspace, mask, encoded, ()
+    moved = kspace.roll((-beside[0], -beside[1]), dims=(-2, -1))
+    turned = mask.roll(-beside[1]) if mask.ndim == 1 else mask.roll((-beside[0], -beside[1]), dims=(-2, -1))
+    note = f"the centre of k-space lay {beside[0]:+d}, {beside[1]:+d} samples beside the middle and was moved there"
+    return moved, turned, encoded.roll(-beside[1]), (note,)
 
 
 def _given(path: Path, mask: np.ndarray, height: int, width: int) -> Tensor:
@@ -229,4 +263,4 @@ def _recon_size(source: Source, matrix: tuple[int, int], swapped: bool) -> tuple
         rows, cols = header.get("reconSpace/matrixSize/x", height), header.get("reconSpace/matrixSize/y", width)
     if cols > width:  # fastMRI's rule for scans that are narrower than their image
         rows, cols = width, width
-    return min(rows, height), min(cols, width)
+    return min(max(rows, 1), height), min(max(cols, 1), width)

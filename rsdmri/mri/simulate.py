@@ -37,7 +37,7 @@ from ..tensors import make_generator, randn, randn_like
 from . import phantoms
 from .config import SimulateConfig
 from .fastmri_file import write_fastmri
-from .fourier import ifft2c, rss
+from .fourier import ifft2c, resized, rss
 from .magnitudes import read_volumes
 
 NOISE_STREAM = 4  # the purpose of the generators of measurement noise
@@ -53,6 +53,8 @@ def simulate(config: SimulateConfig, images: Path | None, out: Path) -> None:
     """
     if (config.phantoms > 0) == (images is not None):
         raise UserError("simulate needs either magnitude images (a file or a folder) or --phantoms N, and not both")
+    if images is None and config.coil_maps is not None:
+        raise UserError("phantoms have coils of their own: --coil-maps goes with magnitude images")
     scan: Scan
     if images is None:
         names, scan = [f"phantom_{index:04d}" for index in range(config.phantoms)], partial(_phantom, config=config)
@@ -100,11 +102,20 @@ def _check_same(path: Path, made: str) -> None:
     except OSError as error:
         raise UserError(f"{path}: is there and cannot be read ({error}). Delete it, or choose another --out.") from None
     if found != made:
-        theirs, ours = json.loads(found or "{}"), json.loads(made)
+        theirs, ours = _options(found), json.loads(made)
         other = ", ".join(f"{key} {theirs[key]} (not {ours[key]})" for key in ours if key in theirs and theirs[key] != ours[key])
         raise UserError(
             f"{path}: is there and was made otherwise{': ' + other if other else ''}. Delete it, or choose another --out."
         )
+
+
+def _options(found: Any) -> dict[str, Any]:
+    """The options that a file says it was made with, if it says any."""
+    try:
+        tree = json.loads(found or "{}")
+    except (TypeError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def _write(name: str, scan: Scan, config: SimulateConfig, out: Path, made: str) -> str:
@@ -136,6 +147,12 @@ def noise_covariance(config: SimulateConfig, coils: int) -> Tensor:
         gains = 1 + 0.3 * torch.rand(coils, dtype=torch.float64, generator=make_generator(config.seed, NOISE_STREAM, 1))
         mixing = mixing + torch.diag(gains).to(mixing.dtype)
         measured = mixing @ mixing.mH
+    if measured.shape != (coils, coils):
+        raise UserError(
+            f"{config.coil_maps}: the noise covariance is {tuple(measured.shape)}; expected ({coils}, {coils}), one row a coil"
+        )
+    if torch.linalg.eigvalsh(measured).min() <= 0:
+        raise UserError(f"{config.coil_maps}: the noise covariance is not positive definite")
     return measured / measured.diagonal().real.mean()
 
 
@@ -210,9 +227,7 @@ def _whitened(path: Path, maps: Maps, covariance: NDArray[Any], key: str) -> Map
 
 
 def _resize_maps(maps: Maps, size: tuple[int, int]) -> Maps:
-    """Smooth maps on another grid, by linear interpolation of real and imaginary parts."""
+    """Smooth maps on another grid, by linear interpolation."""
     if maps.shape[1:] == size:
         return maps
-    parts = torch.from_numpy(np.stack([maps.real, maps.imag])).double()
-    resized = torch.nn.functional.interpolate(parts, size=size, mode="bilinear", align_corners=False, antialias=True).numpy()
-    return phantoms.unit(resized[0] + 1j * resized[1])
+    return phantoms.unit(resized(torch.from_numpy(maps.astype(np.complex128)), size).numpy())
