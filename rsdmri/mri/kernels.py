@@ -17,9 +17,10 @@ from torch import Tensor
 
 SLICES = 4  # at once: bounds the memory of the kernels
 ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}  # of the matrices of the pixels at once: on a CPU they stay in its cache
-SQUARINGS = 9  # then what has not converged (eigenvalues that are equal to a part in a thousand) is left to eigh
+SQUARINGS = 20  # then what has not converged (eigenvalues that are equal to single precision) is left to eigh
 UNSEEN = 3  # squarings before anything can have converged; the eighth power needs no scaling yet
 PURITY = 1e-3
+TAKEN_OUT = 0.35  # of the matrices at least have converged before they are taken out, which costs as much as a squaring
 #: Largest over root mean square singular value: 1.3 to 2.0 for white noise, more where coils are unequally noisy; signal has 5 to 10.
 NOISE_LIKE = 4.0
 
@@ -46,14 +47,15 @@ def _eigenvectors(block: Tensor, size: tuple[int, int], kernel: int, threshold: 
     keep = singular > threshold[:, None] * singular[:, :1]
     correlation = _lags(vectors[:, : int(keep.sum(1).max())], keep, coils, kernel).to(block.dtype)
     along_y, along_x = (_phases(length, kernel, block) for length in size)
-    rows = torch.einsum("hd,bdeij->bheij", along_y, correlation).reshape(n * height, 2 * kernel - 1, coils**2)
-    found = []
+    # Lags along x first, so that each chunk of rows is one product of matrices: (W, lags) (lags, rows of all pairs of coils).
+    rows = torch.einsum("hd,bdeij->ebhij", along_y, correlation).reshape(2 * kernel - 1, n * height, coils**2)
     elements = ELEMENTS.get(block.device.type, ELEMENTS["cuda"])
-    for part in rows.split(max(elements // (coils**2 * width), 1)):
-        field = (along_x @ part).reshape(-1, coils, coils)
-        found.append(top_eigenvectors(field, sets))
-    result = torch.cat([pair[0] for pair in found]).reshape(n, height, width, sets, coils).permute(0, 3, 4, 1, 2)
-    values = torch.cat([pair[1] for pair in found]).reshape(n, height, width, sets).permute(0, 3, 1, 2)
+    found = []
+    for part in rows.split(max(elements // (coils**2 * width), 1), dim=1):
+        field = (along_x @ part.flatten(1)).reshape(-1, coils, coils)
+        found.append([part.unflatten(0, (width, -1)) for part in top_eigenvectors(field, sets)])
+    result = torch.cat([pair[0] for pair in found], 1).reshape(width, n, height, sets, coils).permute(1, 3, 4, 2, 0)
+    values = torch.cat([pair[1] for pair in found], 1).reshape(width, n, height, sets).permute(1, 3, 2, 0)
     return result.contiguous(), values.contiguous()
 
 
@@ -152,11 +154,10 @@ def dominant(matrices: Tensor) -> Tensor:
         power = power @ power
         purity = _trace(power)
         done = purity > 1 - PURITY
-        # Taking rows out costs as much as a squaring: only if it pays.
-        if done.float().mean() > 0.1 or step == SQUARINGS - 1:
-            result[left[done]] = _strongest_column(power[done])
-            go = ~done
-            power, left, purity = power[go], left[go], purity[go]
+        if int(done.sum()) > TAKEN_OUT * len(done) or step == SQUARINGS - 1:
+            ready, going = done.nonzero()[:, 0], (~done).nonzero()[:, 0]
+            result[left[ready]] = _strongest_column(power[ready])
+            power, left, purity = power[going], left[going], purity[going]
             if not len(left):
                 return result
         power = _times(power, 1 / purity.clamp(min=1e-30))
@@ -166,7 +167,7 @@ def dominant(matrices: Tensor) -> Tensor:
 
 def _strongest_column(power: Tensor) -> Tensor:
     """p times the column of p with the largest diagonal element, normalised: one more step of the power method."""
-    strongest = power.diagonal(dim1=1, dim2=2).real.argmax(1)
+    strongest = power.diagonal(dim1=1, dim2=2).real.contiguous().argmax(1)
     column = power.gather(2, strongest[:, None, None].expand(-1, power.shape[1], 1))
     vector = power @ column
     return _times(vector, torch.view_as_real(vector).square().sum((1, 2, 3)).clamp(min=1e-30).rsqrt())[..., 0]
