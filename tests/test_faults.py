@@ -139,6 +139,17 @@ def test_the_command_says_the_same_and_ends_with_one(folder, tmp_path, capsys):
     assert len(list(tmp_path.glob("*.maps.h5"))) == 1
 
 
+@pytest.mark.parametrize("name", DONE)
+def test_what_is_done_can_be_prepared(outcome, folder, name, tmp_path, capsys):
+    """Or is refused in one line, with nothing left behind."""
+    where = ["--data.kspace", folder / f"ünicode {name}.h5", "--data.maps", outcome[0], "--runs", tmp_path, "--name", "x"]
+    code = run_command(APPLICATION, "prepare", *where, "--data.accel", "2", "--data.acs", "4")
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert code == (1 if name == "two-dimensional mask" else 0), error
+    assert bool(list(tmp_path.rglob("*.h5"))) == (code == 0)
+
+
 def test_a_folder_with_many_other_files(tmp_path):
     for number in range(10_000):
         os.close(os.open(tmp_path / f"{number}.dat", os.O_CREAT))

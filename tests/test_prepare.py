@@ -322,3 +322,27 @@ def test_two_sets_of_maps_are_not_for_training(tmp_path, capsys):
     assert run("espirit", tmp_path / "kspace", "--out", tmp_path / "maps", "--workers", "1", "--calib", "12", "--sets", "2") == 0
     assert prepare(tmp_path, espirit=False) == 1
     assert "its maps have 2 sets, and training takes one" in capsys.readouterr().err
+
+
+def test_coils_are_compressed_on_demand(tmp_path):
+    scan(tmp_path / "kspace", "a", coils=6)
+    assert prepare(tmp_path, "--coils", "3") == 0
+    with h5py.File(tmp_path / "runs/x/prepare/observations.h5") as file:
+        maps = file["coils_3/maps"][()]
+    norm = np.linalg.norm(maps, axis=1)
+    assert np.allclose(norm[norm > 0], 1, atol=1e-5)
+
+
+def test_noise_scans_are_used_for_whitening(tmp_path):
+    path = scan(tmp_path / "kspace", "a", coils=4)
+    root = np.random.default_rng(0).normal(size=(4, 4)) + 2 * np.eye(4)
+    covariance = (1e-3 * root @ root.T).astype(complex)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["noise_std"]
+        file["noise_covariance"] = covariance
+    assert prepare(tmp_path) == 0
+    with h5py.File(tmp_path / "runs/x/prepare/observations.h5") as file:
+        assert file["coils_4/noise_std"][()] * file["coils_4/scale"][()] == pytest.approx([0.5**0.5] * 2, rel=1e-5)
+    with h5py.File(path, "r+") as file:
+        file["noise_covariance"][...] = np.nan
+    assert run("espirit", tmp_path / "kspace", "--out", tmp_path / "maps", "--workers", "1", "--calib", "12") == 1

@@ -108,7 +108,7 @@ APPLICATION = cli.Application(
     about="Learns a one-step generator of clean MR images from undersampled scans alone (Restoration Score Distillation).",
     experiment=MRIExperiment,
     implied_config=_implied,
-    aliases={"-R": "--data.accel", "--accel": "--data.accel"},
+    aliases={"-R": "--data.accel", "--accel": "--data.accel", "--coils": "--data.coils"},
     commands={
         "simulate": cli.Command(
             "Draw phantoms, or turn magnitude images into multi-coil k-space.", Simulate, _simulate, "--phantoms 100 --out kspace"

@@ -33,7 +33,7 @@ class MRIData:
     oversampling: Literal["remove", "keep"] = "remove"
     """What becomes of the rows of an oversampled readout that the scanner does not show (with ``size``, that decides)."""
     coils: int | None = None
-    """Compress to so many virtual coils; by default all are kept."""
+    """Compress to so many virtual coils; by default all are kept (also --coils)."""
     whiten: bool = True
     """Make the noise of the coils independent, where the file has noise scans and ``noise_std`` is not given."""
     thinning: Literal["redrawn", "fixed"] = "redrawn"
