@@ -1,6 +1,6 @@
 """The main job on drawn data: k-space of phantoms -> coil maps -> data set -> teacher -> generator -> images -> report.
 
-    make demo                   12 minutes on two CPU cores
+    make demo                   13 minutes on two CPU cores
     make demo ARGS=--quick      the same path in about a minute, too short to learn much
 
 Every stage is the command that a full-size run uses; only the configuration (configs/mri/demo.yaml) is small. Stopped and started

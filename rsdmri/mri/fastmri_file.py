@@ -40,8 +40,11 @@ def open_fastmri(path: Path, file: h5py.File, singlecoil: bool) -> Source:
     _check_axes(path, file, shape, singlecoil)
 
     def load(slices: Sequence[int]) -> NDArray[np.complex64]:
-        whole = list(slices) == list(range(shape[0]))
-        part = dataset[()] if whole else np.concatenate([dataset[number : number + 1] for number in slices])
+        if len(slices) == 1:
+            part = dataset[slices[0] : slices[0] + 1]
+        else:
+            whole = list(slices) == list(range(shape[0]))
+            part = dataset[()] if whole else np.concatenate([dataset[number : number + 1] for number in slices])
         if named:
             part = part[names[0]] + 1j * part[names[1]]
         elif paired:

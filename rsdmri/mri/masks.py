@@ -130,7 +130,7 @@ def sampled(kspace: Tensor) -> Tensor:
 
     Rows that are zero in every column are zero filling of the readout, and no pattern.
     """
-    measured = (kspace != 0).flatten(0, 1).any(0)
+    measured = torch.view_as_real(kspace).abs().sum((0, 1, 4)) > 0  # faster than comparing complex numbers
     rows, columns = measured.any(1), measured.any(0)
     by_column = not columns.any() or measured[rows][:, columns].float().mean() > 0.99
     return columns if by_column else measured

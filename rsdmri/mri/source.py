@@ -38,9 +38,15 @@ def to_complex64(path: Path, data: NDArray[np.generic], slices: Sequence[int]) -
     """Samples of the given slices as complex64; NaN or infinity is a :class:`UserError` that names the slices."""
     if data.dtype.kind != "c":
         raise UserError(f"{path}: 'kspace' is {data.dtype}, not complex. {EXPECTED} Magnitudes are no k-space.")
-    broken = [number for number, part in zip(slices, data, strict=True) if not np.isfinite(part).all()]
+    broken = [number for number, part in zip(slices, data, strict=True) if not _finite(part)]
     if broken:
         listed = ", ".join(map(str, broken[:8])) + (", ..." if len(broken) > 8 else "")
         raise UserError(f"{path}: NaN or infinity in slice {listed}. Remove the file, or mend it at its source.")
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(data, np.complex64)
+
+
+def _finite(part: NDArray[np.generic]) -> bool:
+    """Whether all numbers are finite: at once by the sum of their squares, one by one only if that overflows or is NaN."""
+    flat = np.ascontiguousarray(part).reshape(-1)
+    return bool(np.isfinite(np.vdot(flat, flat)) or np.isfinite(flat).all())
