@@ -75,7 +75,7 @@ def test_every_flag_that_help_shows_is_known(application, capsys):
         with pytest.raises(SystemExit):
             run(verb, "--help", application=application)
         shown = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", capsys.readouterr().out))
-        shown -= {"--help", "--accel"} | set(re.findall(r"--[a-z][\w.-]*", command.example))
+        shown -= {"--help", *application.aliases} | set(re.findall(r"--[a-z][\w.-]*", command.example))
         unknown = [flag for flag in shown if flag not in set(cli._flags(command.options))]
         assert not unknown, (verb, unknown)
 
