@@ -134,6 +134,9 @@ def test_the_command_says_the_same_and_ends_with_one(folder, tmp_path, capsys):
         run_command(APPLICATION, "espirit", folder / "ünicode a dead coil.h5", "--out", tmp_path / "dead", "--workers", "1") == 0
     )
     assert "a dead coil.h5: coil 1 without signal" in capsys.readouterr().err
+    both = [folder / "ünicode a dead coil.h5", folder / "bad zeros.h5"]
+    assert run_command(APPLICATION, "espirit", *both, "--out", tmp_path / "both", "--workers", "1") == 1
+    assert "a dead coil.h5: coil 1 without signal" in capsys.readouterr().err
     again = folder / ".." / folder.name / "ünicode odd.h5"
     assert run_command(APPLICATION, "espirit", folder / "ünicode odd.h5", again, "--out", tmp_path, "--workers", "1") == 0
     assert len(list(tmp_path.glob("*.maps.h5"))) == 1

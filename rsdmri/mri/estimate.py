@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -66,10 +66,9 @@ def estimate_files(paths: Sequence[Path], out: Path, config: EspiritConfig) -> N
             done=partial(is_done, out=out, config=config),
             note=_short,
         )
-        for file, outcome in done.items():
-            for warning in outcome.warnings:
-                print(f"espirit: {file}: {warning}", file=sys.stderr)
+        _warn(done)
     except FilesFailed as error:
+        _warn(error.results)
         failed = dict(error.errors)
         if not known:
             _record(record, failed, mine, config)
@@ -86,6 +85,12 @@ class Outcome:
 
     text: str
     warnings: tuple[str, ...] = ()
+
+
+def _warn(outcomes: Mapping[Path, Outcome]) -> None:
+    for file, outcome in outcomes.items():
+        for warning in outcome.warnings:
+            print(f"espirit: {file}: {warning}", file=sys.stderr)
 
 
 def _short(outcome: Outcome) -> str:
