@@ -24,6 +24,7 @@ from .operators import combine
 
 SMALLEST_CALIB = 12  # lines; with fewer, maps are far off (11-23 % error)
 USUAL_CALIB = 24
+SMALLEST_KERNEL, USUAL_KERNEL = 4, 6
 
 SMALLEST_THRESHOLD = 0.02  # singular values below this part of the largest are noise in any scan
 DEFAULT_CROP = {1: 0.95, 2: 0.9}  # by number of sets: where two share a pixel, each explains less of it
@@ -40,7 +41,15 @@ def default_calib(width: int) -> int:
     return kept if kept >= SMALLEST_CALIB else USUAL_CALIB
 
 
-def calibration_block(kspace: Tensor, mask: Tensor, calib: int | None = None, kernel: int = 6) -> tuple[slice, slice]:
+def default_kernel(lines: int) -> int:
+    """The width of kernels for a calibration block of so many lines: 6, the usual one, from 18 on, and down to 4 below 15.
+
+    Of a narrow block, wide kernels see too few windows: with 12 lines, kernels of 6 lose a fifth to a half of the support.
+    """
+    return min(max(lines // 3, SMALLEST_KERNEL), USUAL_KERNEL)
+
+
+def calibration_block(kspace: Tensor, mask: Tensor, calib: int | None = None, kernel: int = 4) -> tuple[slice, slice]:
     """Rows and columns of the block that maps are estimated from: square, ``calib`` wide or as wide as the ACS allow.
 
     It lies about N // 2, so that it is part of the ACS lines of a sparser mask, unless the centre of k-space is clearly elsewhere.
@@ -74,7 +83,7 @@ def espirit(
     kspace: Tensor,
     *,
     calib: int | None = None,
-    kernel: int = 6,
+    kernel: int | None = None,
     threshold: float | None = None,
     crop: float | None = None,
     sets: int = 1,
@@ -84,8 +93,8 @@ def espirit(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Maps (B, coils, H, W) complex64, eigenvalues (B, H, W) float32 and valid (B,) from k-space (B, coils, H, W) of one scan.
 
-    ``calib``, ``kernel``: widths of the calibration block and of the kernels; ``threshold``: of the singular values, as a part of the
-    largest, by default 0.02 or what the noise of the scan alone reaches, if that is more; ``crop``: of the eigenvalues, below which maps
+    ``calib``, ``kernel``: widths of the calibration block and of the kernels, see :func:`default_calib` and
+    :func:`default_kernel`; ``threshold``: of the singular values, as a part of the largest, by default 0.02 or what the noise of the scan alone reaches, if that is more; ``crop``: of the eigenvalues, below which maps
     are zero, by default 0.95 (0.9 for two sets); ``sets`` 2: a second set of maps, for a field of view smaller than the object: maps
     (B, 2, coils, H, W), eigenvalues (B, 2, H, W); ``backend`` "sigpy": sigpy's implementation, with ``iterations`` of its power method;
     "walsh": adaptive combination instead of ESPIRiT (:func:`_walsh`), for scans with too few ACS lines;
@@ -108,8 +117,9 @@ def espirit(
     eigenvalues = maps.real.new_zeros(slices, sets, height, width)
     valid = torch.zeros(slices, dtype=torch.bool, device=kspace.device)
     if kspace.any():
-        smallest = FEWEST_WALSH if backend == "walsh" else kernel
+        smallest = FEWEST_WALSH if backend == "walsh" else kernel or SMALLEST_KERNEL
         rows, columns = calibration_block(kspace, sampled(kspace) if mask is None else mask, calib, smallest)
+        kernel = kernel or default_kernel(columns.stop - columns.start)
         valid = kspace[..., rows, columns].flatten(1).any(1)
         scan = kspace[valid]
         # Files hold values around 1e-6: brought to the order of one, no tolerance is crossed.

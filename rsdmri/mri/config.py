@@ -107,8 +107,8 @@ class EspiritConfig:
     calib: int | None = None
     """Width of the calibration block; by default what an accelerated scan of this width keeps, round(W / 16), if that is at
     least 12 lines, else 24 (both at most the fully sampled block that is found)."""
-    kernel: int = 6
-    """Width of the kernels in k-space."""
+    kernel: int | None = None
+    """Width of the kernels in k-space; by default 6, and down to 4 for calibration blocks of fewer than 18 lines."""
     threshold: float | None = None
     """Singular values of the calibration matrix below this part of the largest are noise; by default 0.02, or what the noise at
     the ends of the readout reaches by itself, if that is more."""
@@ -134,8 +134,8 @@ class EspiritConfig:
     """NAME=VALUE for submitit, such as slurm_partition=cpu timeout_min=600."""
 
     def __post_init__(self) -> None:
-        require(self.calib is None or self.calib >= self.kernel, "calib must be at least as wide as the kernel")
-        require(self.kernel >= 2, "kernel must be at least 2")
+        require(self.kernel is None or self.kernel >= 2, "kernel must be at least 2")
+        require(self.calib is None or self.calib >= (self.kernel or 2), "calib must be at least as wide as the kernel")
         require(self.threshold is None or 0 < self.threshold < 1, "threshold must lie in (0, 1)")
         require(self.crop is None or 0 <= self.crop < 1, "crop must lie in [0, 1)")
         require(self.slurm >= 0, "slurm must not be negative")

@@ -23,7 +23,7 @@ from ..config import to_tree
 from ..errors import UserError
 from ..files import write_text
 from ..jobs import FilesFailed, default_shard, run_files, shard
-from .coils import FEWEST_WALSH, SMALLEST_CALIB, calibration_block, espirit, residual
+from .coils import FEWEST_WALSH, SMALLEST_CALIB, SMALLEST_KERNEL, calibration_block, espirit, residual
 from .config import EspiritConfig
 from .fourier import ifft2c
 from .maps import maps_path, scan_hash, write_maps
@@ -239,7 +239,7 @@ def _parameters(config: EspiritConfig) -> dict[str, Any]:
 def _found(scan: KSpace, config: EspiritConfig) -> dict[str, Any]:
     """The ACS lines of a scan, and the width of the block that its maps come from."""
     _, lines = find_acs(scan.kspace, scan.mask)
-    smallest = FEWEST_WALSH if config.backend == "walsh" else config.kernel
+    smallest = FEWEST_WALSH if config.backend == "walsh" else config.kernel or SMALLEST_KERNEL
     block, _ = calibration_block(scan.kspace, scan.mask, config.calib, smallest)
     return {"acs_first": lines.start, "acs_lines": lines.stop - lines.start, "calib": block.stop - block.start}
 
