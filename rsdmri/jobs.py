@@ -24,8 +24,9 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 class FilesFailed(UserError):
     """Some inputs failed; ``errors`` says which and why, ``results`` what the others returned."""
 
-    def __init__(self, message: str, errors: Mapping[Any, str], results: Mapping[Any, Any]) -> None:
-        super().__init__(message)
+    def __init__(self, errors: Mapping[Any, str], results: Mapping[Any, Any], total: int, unit: str) -> None:
+        others = ", the others are done" if len(errors) < total else ""
+        super().__init__("\n".join([f"{len(errors)} of {total} {unit} failed{others}:", *errors.values()]))
         self.errors, self.results = errors, results
 
 
@@ -98,9 +99,7 @@ def run_files(
         else:
             _in_pool(attempt, inputs, workers, report)
     if failures:
-        listed = "\n".join(failures[item] for item in inputs if item in failures)
-        others = ", the others are done" if len(failures) < len(inputs) else ""
-        raise FilesFailed(f"{len(failures)} of {len(inputs)} {unit} failed{others}:\n{listed}", failures, results)
+        raise FilesFailed({item: failures[item] for item in inputs if item in failures}, results, len(inputs), unit)
     return results
 
 

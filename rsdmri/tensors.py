@@ -8,6 +8,7 @@ dtype; :func:`randn_like` is the only function that draws it.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeAlias
 
@@ -101,6 +102,11 @@ def squared(x: Tensor) -> Tensor:
 def sum_samples(x: Tensor) -> PerSample:
     """The sum over everything but the batch axis."""
     return x.flatten(1).sum(1)
+
+
+def number_of(name: str) -> int:
+    """64 bits that are a function of a name: the part of a generator's key that belongs to a volume or an image."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def make_generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:

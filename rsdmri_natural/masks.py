@@ -1,11 +1,9 @@
 """Pixel masks: iid Bernoulli, shared by the channels; that of an image is a function of its name."""
 
-import hashlib
-
 import torch
 from torch import Tensor
 
-from rsdmri.tensors import make_generator
+from rsdmri.tensors import make_generator, number_of
 
 MASK_STREAM = 3
 
@@ -22,4 +20,4 @@ def thin_pixels(mask: Tensor, delta: float, generator: torch.Generator | None) -
 
 def image_generator(name: str, seed: int) -> torch.Generator:
     """The generator of an image's corruption: a function of its name, so that the corrupted data set is fixed."""
-    return make_generator(seed, MASK_STREAM, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
+    return make_generator(seed, MASK_STREAM, number_of(name))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from rsdmri.mri import espirit, ifft2c, phantoms, read
+from rsdmri.mri.bart import read_cfl, write_cfl
 from rsdmri.mri.coils import calibration_block, residual
 from rsdmri.mri.fourier import fft2c
 from rsdmri.tensors import make_generator, randn_like
@@ -68,13 +69,10 @@ def bart_maps(kspace: Tensor, repeat: int, crop: float = 0.8) -> tuple[Tensor, f
         return None
     with tempfile.TemporaryDirectory() as folder:
         scan, maps = Path(folder) / "k", Path(folder) / "m"
-        data = kspace.permute(1, 2, 0)[:, :, None].numpy()
-        scan.with_suffix(".hdr").write_text("# Dimensions\n" + " ".join(map(str, data.shape)) + "\n")
-        data.astype(np.complex64).ravel(order="F").tofile(scan.with_suffix(".cfl"))
+        write_cfl(scan, kspace.permute(1, 2, 0)[:, :, None].numpy())
         command = [program, "ecalib", "-m1", f"-r{CALIB}", f"-c{crop}", str(scan), str(maps)]
         seconds = best(repeat, lambda: subprocess.run(command, check=True, capture_output=True))
-        shape = (len(kspace), *kspace.shape[1:][::-1])  # column-major: the slowest first
-        found = np.fromfile(maps.with_suffix(".cfl"), np.complex64).reshape(shape).transpose(0, 2, 1)
+        found = read_cfl(maps).reshape(*kspace.shape[1:], len(kspace), order="F").transpose(2, 0, 1)
         return torch.from_numpy(found.copy()), seconds
 
 
@@ -148,17 +146,12 @@ def noisy_scans(seeds: int) -> None:
             kspace = (clean + std * randn_like(clean, make_generator(seed))).to(torch.complex64)
             found = [espirit(kspace[None], calib=CALIB, threshold=t, crop=0)[0][0] for t in (None, THRESHOLD)]
             found.append(sigpy_maps(kspace, 100, 0)[0])
-            bart = bart_maps_uncropped(kspace)
-            found += [bart] if bart is not None else []
+            bart = bart_maps(kspace, 1, crop=0)
+            found += [bart[0]] if bart is not None else []
             rows.append([map_error(maps, truth, inside) for maps in found])
         means = [statistics.mean(column) for column in zip(*rows, strict=True)]
         print(f"{snr:<8}" + "".join(f"{mean:>10.3f}" for mean in means))
     print()
-
-
-def bart_maps_uncropped(kspace: Tensor) -> Tensor | None:
-    found = bart_maps(kspace, 1, crop=0)
-    return None if found is None else found[0]
 
 
 def map_error(maps: Tensor, truth: Tensor, inside: Tensor) -> float:

@@ -49,7 +49,7 @@ def direct(block, threshold):
 @pytest.mark.parametrize("threshold", [0.02, 0.5])
 def test_the_small_grid_is_the_sum_over_kernels(threshold):
     block = noise(COILS, 6, 6)
-    vectors, values = kernels.coil_eigenvectors(block[None], SIZE, KERNEL, torch.tensor([threshold]), sets=COILS)
+    vectors, values = kernels.coil_eigenvectors(block[None], SIZE, KERNEL, threshold, torch.zeros(1), sets=COILS)
     field = torch.from_numpy(direct(block, threshold))
     rebuilt = torch.einsum("syx,siyx,sjyx->yxij", values[0].to(torch.complex128), vectors[0], vectors[0].conj())
     assert (rebuilt - field).abs().max() < 1e-5  # of vectors that are converged to 1e-6
@@ -99,8 +99,7 @@ def scan(snr, rows=96):
 def test_the_threshold_is_what_noise_reaches():
     rows, columns = slice(36, 60), slice(20, 44)
     k = scan(30)
-    largest = kernels.row_space(kernels.windows(k[..., rows, columns], 6))[0][:, 0]
-    found = kernels.noise_threshold(k, rows, columns, 6, largest) * largest
+    found = kernels.noise_level(k, rows, columns, 6)
     of_noise = kernels.row_space(kernels.windows(noise(1, 4, 24, 24, seed=5), 6))[0][:, 0]
     assert 0.9 < found / of_noise < 1.1
 
@@ -109,8 +108,7 @@ def test_a_dead_coil_changes_nothing():
     rows, columns = slice(36, 60), slice(20, 44)
     k = scan(30)
     dead = torch.cat([k, torch.zeros_like(k[:, :1])], 1)
-    largest = kernels.row_space(kernels.windows(k[..., rows, columns], 6))[0][:, 0]
-    without, found = (kernels.noise_threshold(part, rows, columns, 6, largest) for part in (k, dead))
+    without, found = (kernels.noise_level(part, rows, columns, 6) for part in (k, dead))
     assert without > 0
     assert torch.allclose(found, without)
 
@@ -128,4 +126,4 @@ def test_ends_that_tell_nothing_about_noise(case):
         k, rows = scan(30, 60), slice(18, 42)
     if case == "nothing":
         k = torch.zeros_like(k)
-    assert kernels.noise_threshold(k, rows, columns, 6, torch.ones(1, dtype=torch.float64)) == 0
+    assert kernels.noise_level(k, rows, columns, 6) == 0

@@ -48,7 +48,7 @@ def check(paths: Sequence[Path], *, as_json: bool, singlecoil: bool, workers: in
     """Prints a row for every file; a :class:`UserError` at the end if any cannot be used."""
     files = find_files(paths)
     try:
-        rows = run_files(partial(examine, singlecoil=singlecoil), files, workers=workers, stage="check", note=_nothing)
+        rows = run_files(partial(examine, singlecoil=singlecoil), files, workers=workers, stage="check", note=_name)
     except FilesFailed as error:
         rows = {**error.results, **{file: Row(file=str(file), problem=text) for file, text in error.errors.items()}}
     ordered = [rows[file] for file in files]
@@ -62,7 +62,7 @@ def check(paths: Sequence[Path], *, as_json: bool, singlecoil: bool, workers: in
         raise UserError(f"{bad} of {len(ordered)} files cannot be used")
 
 
-def _nothing(row: Row) -> str:
+def _name(row: Row) -> str:
     return Path(row.file).name
 
 
@@ -114,7 +114,7 @@ def _remarks(scan: KSpace, lines: slice) -> tuple[str, ...]:
         found.append(f"{found_lines} ACS lines: too few for good coil maps ({SMALLEST_CALIB} or more)")
     if scan.mask.ndim == 2:
         found.append("sampled in two directions: coil maps can be made, masks of whole columns are what training takes")
-    dead = (~scan.kspace.flatten(2).any(2).any(0)).nonzero().flatten().tolist()
+    dead = scan.dead_coils
     if dead:
         found.append(f"coil {', '.join(map(str, dead))} without signal")
     padded = int((~scan.encoded).sum())

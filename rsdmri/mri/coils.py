@@ -9,7 +9,7 @@ chosen so that the first virtual coil, v^H S with v the strongest combination of
 that its signal at the centre of k-space is. Unlike the first coil, the usual choice, a virtual coil is never dead.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor
 from ..errors import UserError
 from ..tensors import squared
 from .fourier import ifft2c, resized
-from .kernels import coil_eigenvectors, dominant, noise_threshold, row_space, windows
+from .kernels import coil_eigenvectors, dominant, noise_level, row_space, windows
 from .masks import default_acs, find_acs, find_dc, sampled
-from .operators import combine
+from .operators import combine, expand
 
 SMALLEST_CALIB = 12  # lines; with fewer, maps are far off (11-23 % error)
 USUAL_CALIB = 24
@@ -30,7 +30,7 @@ SMALLEST_THRESHOLD = 0.02  # singular values below this part of the largest are 
 DEFAULT_CROP = {1: 0.95, 2: 0.9}  # by number of sets: where two share a pixel, each explains less of it
 
 Backend = Literal["torch", "sigpy", "walsh"]
-BACKENDS = ("torch", "sigpy", "walsh")
+BACKENDS = get_args(Backend)
 FEWEST_WALSH = 3  # lines
 WALSH_SIGNAL = 0.1  # of the strongest, above which a pixel has signal
 
@@ -47,6 +47,11 @@ def default_kernel(lines: int) -> int:
     Of a narrow block, wide kernels see too few windows: with 12 lines, kernels of 6 lose a fifth to a half of the support.
     """
     return min(max(lines // 3, SMALLEST_KERNEL), USUAL_KERNEL)
+
+
+def narrowest_block(backend: Backend, kernel: int | None) -> int:
+    """The lines without which a backend has nothing to work with."""
+    return FEWEST_WALSH if backend == "walsh" else kernel or SMALLEST_KERNEL
 
 
 def calibration_block(kspace: Tensor, mask: Tensor, calib: int | None = None, kernel: int = 4) -> tuple[slice, slice]:
@@ -117,8 +122,8 @@ def espirit(
     eigenvalues = maps.real.new_zeros(slices, sets, height, width)
     valid = torch.zeros(slices, dtype=torch.bool, device=kspace.device)
     if kspace.any():
-        smallest = FEWEST_WALSH if backend == "walsh" else kernel or SMALLEST_KERNEL
-        rows, columns = calibration_block(kspace, sampled(kspace) if mask is None else mask, calib, smallest)
+        pattern = sampled(kspace) if mask is None else mask
+        rows, columns = calibration_block(kspace, pattern, calib, narrowest_block(backend, kernel))
         kernel = kernel or default_kernel(columns.stop - columns.start)
         valid = kspace[..., rows, columns].flatten(1).any(1)
         scan = kspace[valid]
@@ -128,11 +133,14 @@ def espirit(
         if backend == "walsh":
             found, values = _walsh(block, (height, width))
         else:
-            limit = _thresholds(scan, rows, columns, kernel, threshold)
-            if backend == "torch":
-                found, values = coil_eigenvectors(block, (height, width), kernel, limit, sets)
+            if threshold is None:
+                limit, noise = SMALLEST_THRESHOLD, noise_level(scan, rows, columns, kernel)
             else:
-                found, values = _sigpy(block, (height, width), kernel, limit, iterations)
+                limit, noise = threshold, torch.zeros(len(scan), dtype=torch.float64, device=scan.device)
+            if backend == "torch":
+                found, values = coil_eigenvectors(block, (height, width), kernel, limit, noise, sets)
+            else:
+                found, values = _sigpy(block, (height, width), kernel, limit, noise, iterations)
         turned = torch.stack([_turn(vectors, samples) for vectors, samples in zip(found, block, strict=True)])
         # Exactly zero: where the eigenvalue says so, and for coils that are dead.
         inside = (values > (DEFAULT_CROP[sets] if crop is None else crop))[:, :, None]
@@ -148,20 +156,15 @@ def espirit(
     return maps, eigenvalues, maps.flatten(1).any(1)
 
 
-def _thresholds(scan: Tensor, rows: slice, columns: slice, kernel: int, threshold: float | None) -> Tensor:
-    """The threshold (B,) of each slice of k-space (B, coils, H, W)."""
-    if threshold is not None:
-        return torch.full((len(scan),), threshold, dtype=torch.float64, device=scan.device)
-    largest = torch.stack([row_space(windows(part[None, :, rows, columns], kernel))[0][0, 0] for part in scan])
-    return noise_threshold(scan, rows, columns, kernel, largest).clamp(min=SMALLEST_THRESHOLD)
-
-
-def _sigpy(block: Tensor, size: tuple[int, int], kernel: int, threshold: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+def _sigpy(
+    block: Tensor, size: tuple[int, int], kernel: int, threshold: float, noise: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
     """sigpy's ESPIRiT, slice by slice on the CPU: vectors (B, 1, coils, H, W) and eigenvalues (B, 1, H, W) as the other backend's."""
     from sigpy.mri.app import EspiritCalib
 
     vectors, values = [], []
-    for samples, limit in zip(block.cpu(), threshold.tolist(), strict=True):
+    for samples, level in zip(block.cpu(), noise.tolist(), strict=True):
+        largest = float(row_space(windows(samples[None], kernel))[0][0, 0])
         # The strongest coil comes first, because sigpy divides by the phase of the first.
         order = samples.abs().square().sum((1, 2)).argsort(descending=True)
         kspace = torch.zeros(len(samples), *size, dtype=torch.complex64)
@@ -172,7 +175,7 @@ def _sigpy(block: Tensor, size: tuple[int, int], kernel: int, threshold: Tensor,
             found, eigenvalues = EspiritCalib(
                 kspace.numpy(),
                 calib_width=samples.shape[-1],
-                thresh=limit,
+                thresh=max(threshold, level / largest),
                 kernel_width=kernel,
                 crop=0,
                 max_iter=iterations,
@@ -206,7 +209,6 @@ def _walsh(block: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     vectors = dominant(matrices.reshape(-1, coils, coils)).reshape(*matrices.shape[:-1]).permute(0, 3, 1, 2)
     vectors = torch.stack([_turn(part[None], samples)[0] for part, samples in zip(vectors, block, strict=True)])
     strength = squared(images).sum(1, keepdim=True).sqrt()
-
     top = strength.flatten(1).quantile(0.99, dim=1)[:, None, None, None]
     signal = resized(strength, size) > WALSH_SIGNAL * top
     return resized(vectors, size)[:, None], signal.to(block.real.dtype)
@@ -232,6 +234,5 @@ def _unit(maps: Tensor) -> Tensor:
 
 def residual(maps: Tensor, coil_images: Tensor) -> Tensor:
     """|x_k - S_k S^H x| / |x| of each slice (B,): how much of the coil images the maps cannot explain; phase included."""
-    images = combine(maps, coil_images)
-    explained = (maps * images[:, :, None]).sum(1) if maps.ndim == 5 else maps * images
+    explained = expand(maps, combine(maps, coil_images))
     return (coil_images - explained).flatten(1).norm(dim=1) / coil_images.flatten(1).norm(dim=1).clamp(min=1e-30)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import UserError
 from .config import MRIData
 from .fourier import crop, crop_kspace, fft2c, ifft2c, resized
-from .masks import acs_lines, default_acs
+from .masks import acs_lines, kept_acs
 from .readers import KSpace
 
 OVERSAMPLED = 0.75  # a readout is oversampled if its image has at most this part of its rows
@@ -23,8 +23,7 @@ def conditioned(scan: KSpace, maps: Tensor, data: MRIData) -> tuple[KSpace, Tens
     if data.whiten and data.noise_std is None and scan.noise_covariance is not None:
         scan, maps = whitened(scan, maps, scan.noise_covariance)
     if data.coils is not None and data.coils < maps.shape[1]:
-        width = scan.kspace.shape[-1]
-        scan, maps = compressed(scan, maps, data.coils, default_acs(width) if data.acs is None else data.acs)
+        scan, maps = compressed(scan, maps, data.coils, kept_acs(scan.kspace.shape[-1], data.acs))
     rows = rows_kept(scan.kspace.shape[-2], scan.recon_size[0], data)
     if rows != scan.kspace.shape[-2]:
         scan, maps = cut(scan, maps, (rows, scan.kspace.shape[-1]))

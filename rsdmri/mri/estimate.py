@@ -23,7 +23,7 @@ from ..config import to_tree
 from ..errors import UserError
 from ..files import write_text
 from ..jobs import FilesFailed, default_shard, run_files, shard
-from .coils import FEWEST_WALSH, SMALLEST_CALIB, SMALLEST_KERNEL, calibration_block, espirit, residual
+from .coils import SMALLEST_CALIB, calibration_block, espirit, narrowest_block, residual
 from .config import EspiritConfig
 from .fourier import ifft2c
 from .maps import maps_path, scan_hash, write_maps
@@ -56,9 +56,9 @@ def estimate_files(paths: Sequence[Path], out: Path, config: EspiritConfig) -> N
     mine = shard(files, part)
     record = out / ("failures.jsonl" if part == "0/1" else f"failures-{part.replace('/', '-of-')}.jsonl")
     known = {} if config.retry_failed else _known_failures(record, mine, config)
-    failed: dict[Path, str] = {}
+    failed: Mapping[Path, str] = {}
     try:
-        done = run_files(
+        outcomes: Mapping[Path, Outcome] = run_files(
             partial(estimate_file, out=out, config=config),
             [file for file in mine if file not in known],
             workers=config.workers,
@@ -66,17 +66,15 @@ def estimate_files(paths: Sequence[Path], out: Path, config: EspiritConfig) -> N
             done=partial(is_done, out=out, config=config),
             note=_short,
         )
-        _warn(done)
     except FilesFailed as error:
-        _warn(error.results)
-        failed = dict(error.errors)
-        if not known:
-            _record(record, failed, mine, config)
-            raise
-    _record(record, known | failed, mine, config)
-    if known:
-        listed = [*failed.values(), *(f"{text} (failed before; --retry-failed tries it again)" for text in known.values())]
-        raise FilesFailed(f"{len(listed)} of {len(mine)} files failed:\n" + "\n".join(listed), known | failed, {})
+        outcomes, failed = error.results, error.errors
+    for file, outcome in outcomes.items():
+        for warning in outcome.warnings:
+            print(f"espirit: {file}: {warning}", file=sys.stderr)
+    _record(record, {**known, **failed}, mine, config)
+    if known or failed:
+        again = {file: f"{text} (failed before; --retry-failed tries it again)" for file, text in known.items()}
+        raise FilesFailed({**failed, **again}, outcomes, len(mine), "files")
 
 
 @dataclass(frozen=True)
@@ -87,17 +85,11 @@ class Outcome:
     warnings: tuple[str, ...] = ()
 
 
-def _warn(outcomes: Mapping[Path, Outcome]) -> None:
-    for file, outcome in outcomes.items():
-        for warning in outcome.warnings:
-            print(f"espirit: {file}: {warning}", file=sys.stderr)
-
-
 def _short(outcome: Outcome) -> str:
     return outcome.text
 
 
-def _record(path: Path, failures: dict[Path, str], mine: Sequence[Path], config: EspiritConfig) -> None:
+def _record(path: Path, failures: Mapping[Path, str], mine: Sequence[Path], config: EspiritConfig) -> None:
     """Writes failures.jsonl, or removes it when there are none; what it says of files that are not ``mine`` stays."""
     others = [entry for name, entry in _entries(path).items() if name not in set(map(str, mine))]
     entries = [*others, *({**_identity(file, config), "error": error} for file, error in failures.items())]
@@ -199,7 +191,7 @@ def _sheet(path: Path, out: Path) -> Path:
 
 def _outcome(path: Path, scan: KSpace, valid: Tensor, calib: int) -> Outcome:
     warnings = list(scan.notes)
-    dead = (~scan.kspace.flatten(2).any(2).any(0)).nonzero().flatten().tolist()
+    dead = scan.dead_coils
     if dead:
         warnings.append(f"coil {', '.join(map(str, dead))} without signal: its maps are zero")
     if 0 < calib < SMALLEST_CALIB:
@@ -239,8 +231,7 @@ def _parameters(config: EspiritConfig) -> dict[str, Any]:
 def _found(scan: KSpace, config: EspiritConfig) -> dict[str, Any]:
     """The ACS lines of a scan, and the width of the block that its maps come from."""
     _, lines = find_acs(scan.kspace, scan.mask)
-    smallest = FEWEST_WALSH if config.backend == "walsh" else config.kernel or SMALLEST_KERNEL
-    block, _ = calibration_block(scan.kspace, scan.mask, config.calib, smallest)
+    block, _ = calibration_block(scan.kspace, scan.mask, config.calib, narrowest_block(config.backend, config.kernel))
     return {"acs_first": lines.start, "acs_lines": lines.stop - lines.start, "calib": block.stop - block.start}
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import atomic
 from .fourier import crop, ifft2c, rss
-from .source import EXPECTED, Source, to_complex64
+from .source import EXPECTED, Source, is_swapped, to_complex64
 
 TARGETS = ("reconstruction_rss", "reconstruction_esc")
 
@@ -60,9 +60,7 @@ def open_fastmri(path: Path, file: h5py.File, singlecoil: bool) -> Source:
         load=load,
         matrix=(shape[-2], shape[-1]),
         header=header,
-        mask=_mask(
-            path, file, shape[-1:-3:-1] if shape[-1] == header.get("encodedSpace/matrixSize/x") != shape[-2] else shape[-2:]
-        ),
+        mask=_mask(path, file, shape[:-3:-1] if is_swapped(shape, header) else shape[-2:]),
         contrast=_text(file.attrs.get("acquisition", "")),
         target=None if target is None else (int(target[0]), int(target[1])),
         noise_std=_noise_std(path, file),

@@ -26,25 +26,28 @@ NOISE_LIKE = 4.0
 
 
 def coil_eigenvectors(
-    block: Tensor, size: tuple[int, int], kernel: int, threshold: Tensor, sets: int = 1
+    block: Tensor, size: tuple[int, int], kernel: int, threshold: float, noise: Tensor, sets: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Vectors (B, sets, coils, H, W), of any phase, and eigenvalues (B, sets, H, W) from calibration blocks (B, coils, n, m).
 
-    ``threshold`` (B,) of the singular values, as a part of the largest. Memory: a few times coils^2 times the pixels of a chunk.
+    Singular values count above ``threshold`` as a part of the largest and above ``noise`` (B,), what noise reaches by itself. Memory: a few
+    times coils^2 times the pixels of a chunk.
     """
     vectors, values = [], []
-    for part, limit in zip(block.split(SLICES), threshold.split(SLICES), strict=True):
-        found = _eigenvectors(part, size, kernel, limit, sets)
+    for part, level in zip(block.split(SLICES), noise.split(SLICES), strict=True):
+        found = _eigenvectors(part, size, kernel, threshold, level, sets)
         vectors.append(found[0])
         values.append(found[1])
     return torch.cat(vectors), torch.cat(values)
 
 
-def _eigenvectors(block: Tensor, size: tuple[int, int], kernel: int, threshold: Tensor, sets: int) -> tuple[Tensor, Tensor]:
+def _eigenvectors(
+    block: Tensor, size: tuple[int, int], kernel: int, threshold: float, noise: Tensor, sets: int
+) -> tuple[Tensor, Tensor]:
     n, coils = block.shape[:2]
     height, width = size
     singular, vectors = row_space(windows(block, kernel))
-    keep = singular > threshold[:, None] * singular[:, :1]
+    keep = singular > torch.maximum(threshold * singular[:, :1], noise[:, None])
     correlation = _lags(vectors[:, : int(keep.sum(1).max())], keep, coils, kernel).to(block.dtype)
     along_y, along_x = (_phases(length, kernel, block) for length in size)
     # Lags along x first, so that each chunk of rows is one product of matrices: (W, lags) (lags, rows of all pairs of coils).
@@ -79,8 +82,8 @@ def row_space(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return singular, vectors.mH
 
 
-def noise_threshold(kspace: Tensor, rows: slice, columns: slice, kernel: int, largest: Tensor) -> Tensor:
-    """What noise alone would give, as a part of the ``largest`` singular value (B,), from k-space (B, coils, H, W); 0 if it cannot tell.
+def noise_level(kspace: Tensor, rows: slice, columns: slice, kernel: int) -> Tensor:
+    """The largest singular value (B,) that noise alone would give, from k-space (B, coils, H, W); 0 if it cannot tell.
 
     Noise is what lies at the ends of the readout, in the columns of the calibration block, which an accelerated scan has too. Ends that are
     too near the block, hold unmeasured samples or are not like noise tell nothing.
@@ -88,9 +91,9 @@ def noise_threshold(kspace: Tensor, rows: slice, columns: slice, kernel: int, la
     measured = (kspace[..., columns] != 0).any(-1).any(1).any(0).nonzero().flatten()
     length = rows.stop - rows.start
     if not len(measured):
-        return torch.zeros_like(largest)
+        return torch.zeros(len(kspace), dtype=torch.float64, device=kspace.device)
     first, last = int(measured[0]), int(measured[-1]) + 1
-    lowest = torch.full_like(largest, torch.inf)
+    lowest = torch.full((len(kspace),), torch.inf, dtype=torch.float64, device=kspace.device)
     dead = ~(kspace[..., rows, columns] != 0).flatten(2).any(2)[:, :, None, None]
     for end in (slice(first, first + length), slice(last - length, last)):
         if end.start < 0 or (end.start < rows.stop and rows.start < end.stop):
@@ -104,7 +107,7 @@ def noise_threshold(kspace: Tensor, rows: slice, columns: slice, kernel: int, la
         like_noise = (singular[:, 0] < NOISE_LIKE * mean) & whole
         # Signal only adds: the quieter end is the better measure.
         lowest = torch.where(like_noise, torch.minimum(lowest, singular[:, 0]), lowest)
-    return torch.where(lowest.isfinite(), lowest / largest.clamp(min=1e-300), 0)
+    return torch.where(lowest.isfinite(), lowest, 0)
 
 
 def _lags(vectors: Tensor, keep: Tensor, coils: int, kernel: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Magnitude images to simulate scans from: .npz, NIfTI, DICOM and PNG.
 
-Volumes are numbered, never named after a person: of DICOM only pixels, places and the kind of contrast are read.
+Volumes are numbered, never named after a person: of DICOM only pixels and places are read.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def read_volumes(path: Path, config: SimulateConfig) -> dict[str, Volume]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     files = _inside(path) if path.is_dir() else [path]
-    kinds = {kind for file in files for kind in (_kind(file),)}
+    kinds = {_kind(file) for file in files}
     if kinds == {"npz"} and len(files) == 1:
         volumes = group_npz(files[0], config)
     elif kinds == {"nifti"}:
@@ -34,7 +34,7 @@ def read_volumes(path: Path, config: SimulateConfig) -> dict[str, Volume]:
     elif kinds == {"dicom"}:
         volumes = _dicom(files)
     elif kinds == {"picture"}:
-        volumes = _grouped(np.stack(_alike(files, [_picture(file) for file in files])), config.slices, "image")
+        volumes = _grouped(np.stack(_alike(files[0].parent, [_picture(file) for file in files])), config.slices, "image")
     else:
         found = ", ".join(sorted({file.suffix or file.name for file in files})) or "nothing"
         raise UserError(f"{path}: {found} found; expected {KINDS}")
@@ -152,10 +152,10 @@ def _nifti(path: Path) -> Volume:
 
 def _dicom(files: Sequence[Path]) -> dict[str, Volume]:
     """One volume a series, its slices in the order of their places."""
-    series: dict[str, list[tuple[float, NDArray[Any], str]]] = {}
+    series: dict[str, list[tuple[float, NDArray[Any]]]] = {}
     for file in files:
 
-        def load(file: Path = file) -> tuple[str, float, NDArray[Any], str]:
+        def load(file: Path = file) -> tuple[str, float, NDArray[Any]]:
             import pydicom
 
             data = pydicom.dcmread(file)
@@ -169,16 +169,16 @@ def _dicom(files: Sequence[Path]) -> dict[str, Volume]:
                 if place is not None
                 else float(data.get("InstanceNumber", 0) or 0)
             )
-            return str(data.get("SeriesInstanceUID", "")), order, pixels, str(data.get("ScanningSequence", "") or "SEMISYNTHETIC")
+            return str(data.get("SeriesInstanceUID", "")), order, pixels
 
-        name, order, pixels, contrast = _needs("pydicom", file, load)
+        name, order, pixels = _needs("pydicom", file, load)
         if pixels.ndim != 2:
             raise UserError(f"{file}: {' x '.join(map(str, pixels.shape))} pixels; expected one gray image a file")
-        series.setdefault(name, []).append((order, pixels, contrast))
+        series.setdefault(name, []).append((order, pixels))
     volumes = {}
     for number, name in enumerate(sorted(series)):
         parts = sorted(series[name], key=lambda part: part[0])
-        stack = np.stack(_alike([files[0].parent], [pixels for _, pixels, _ in parts]))
+        stack = np.stack(_alike(files[0].parent, [pixels for _, pixels in parts]))
         volumes[f"series_{number:04d}"] = (stack, "SEMISYNTHETIC")
     return volumes
 
@@ -194,9 +194,9 @@ def _picture(path: Path) -> NDArray[Any]:
     return array.astype(np.float32) if array.dtype != np.uint8 else array
 
 
-def _alike(files: Sequence[Path], images: list[NDArray[Any]]) -> list[NDArray[Any]]:
+def _alike(place: Path, images: list[NDArray[Any]]) -> list[NDArray[Any]]:
     shapes = sorted({image.shape for image in images})
     if len(shapes) > 1:
         listed = ", ".join(" x ".join(map(str, shape)) for shape in shapes[:4])
-        raise UserError(f"{files[0].parent}: images of several sizes ({listed}); those of a volume must be alike")
+        raise UserError(f"{place}: images of several sizes ({listed}); those of a volume must be alike")
     return images

@@ -11,7 +11,6 @@ than floor(W / R), as scans that came undersampled have, was drawn from about R 
 Of k-space that was measured: which samples it holds, where its centre is, and the fully sampled block around it.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..tensors import make_generator, squared
+from ..tensors import make_generator, number_of, squared
 
 MASK_STREAM = 3  # the purpose of the generators that draw a volume's mask
 CENTRAL = 8  # the centre of k-space is looked for within 1/8 of the matrix from its middle
@@ -28,6 +27,11 @@ CENTRAL = 8  # the centre of k-space is looked for within 1/8 of the matrix from
 def default_acs(width: int) -> int:
     """The number of ACS lines where none is given, round(W / 16): 20 of 320."""
     return round(width / 16)
+
+
+def kept_acs(width: int, asked: int | None) -> int:
+    """The number of ACS lines of masks: as asked for, or the default."""
+    return default_acs(width) if asked is None else asked
 
 
 def acs_lines(width: int, acs: int) -> slice:
@@ -115,8 +119,7 @@ def check_thinning(mask: Tensor, acceleration: float, acs: int) -> None:
 
 def volume_columns(name: str, width: int, acceleration: float, acs: int, seed: int = 0, encoded: Tensor | None = None) -> Tensor:
     """The mask (W,) of a volume: a function of its name, so that the corrupted data set is fixed."""
-    digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    return draw_columns(1, width, acceleration, acs, make_generator(seed, MASK_STREAM, digest), encoded)[0, 0, 0]
+    return draw_columns(1, width, acceleration, acs, make_generator(seed, MASK_STREAM, number_of(name)), encoded)[0, 0, 0]
 
 
 def _highest(scores: Tensor, count: int | Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def _sorted(
             raise UserError(
                 f"{path}: acquisition {number} holds {len(samples[number])} numbers, not {channels} channels of pairs"
             ) from None
-        if _has(np.asarray([head["flags"]]), REVERSE)[0]:
+        if _has(head["flags"], REVERSE):
             line = line[:, ::-1]
         line = line[:, int(head["discard_pre"]) : line.shape[1] - int(head["discard_post"])]
         column = int(head["idx"]["kspace_encode_step_1"]) + shift

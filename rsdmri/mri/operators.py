@@ -30,7 +30,7 @@ class MultiCoilMRI(MaskedOperator):
     mask: Tensor
 
     def forward(self, x: Image) -> Tensor:
-        return self.restrict(fft2c(self._seen(x)))
+        return self.restrict(fft2c(expand(self.maps, x)))
 
     def adjoint(self, y: Tensor) -> Image:
         return combine(self.maps, ifft2c(self.restrict(y)))
@@ -40,7 +40,7 @@ class MultiCoilMRI(MaskedOperator):
         # columns does nothing along the rows: one transform along W is enough.
         axes = (-2, -1) if self.mask.shape[-2] > 1 else (-1,)
         mask = torch.fft.ifftshift(self.mask, dim=axes)
-        kspace = torch.fft.fftn(self._seen(x), dim=axes, norm="ortho")
+        kspace = torch.fft.fftn(expand(self.maps, x), dim=axes, norm="ortho")
         return combine(self.maps, torch.fft.ifftn(kspace * mask, dim=axes, norm="ortho"))
 
     def restrict(self, y: Tensor) -> Tensor:
@@ -58,9 +58,10 @@ class MultiCoilMRI(MaskedOperator):
     def with_mask(self, mask: Tensor) -> Self:
         return replace(self, mask=mask)
 
-    def _seen(self, x: Image) -> Tensor:
-        """The coil images (B, coils, H, W) of x."""
-        return (self.maps * x[:, :, None]).sum(1) if self.maps.ndim == 5 else self.maps * x
+
+def expand(maps: Tensor, x: Image) -> Tensor:
+    """S_k x, or its sum over the sets: image (B, 1, H, W), or (B, sets, H, W), -> coil images (B, coils, H, W)."""
+    return (maps * x[:, :, None]).sum(1) if maps.ndim == 5 else maps * x
 
 
 def combine(maps: Tensor, coil_images: Tensor) -> Image:

@@ -5,7 +5,6 @@ name. fastMRI's masks are those of ``fastmri.data.subsample`` 0.3, bit by bit, f
 is left to chance (random) or to rounding (equispaced), and so is the R that is achieved.
 """
 
-import hashlib
 import math
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..tensors import make_generator
+from ..tensors import make_generator, number_of
 from .masks import acs_lines, check_acceleration, columns
 
 PATTERN_STREAM = 9  # the purpose of the generators that draw these
@@ -21,8 +20,7 @@ TRIES = 12  # bisections for the density of Poisson discs
 
 
 def _generator(name: str, seed: int) -> torch.Generator:
-    digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    return make_generator(seed, PATTERN_STREAM, digest)
+    return make_generator(seed, PATTERN_STREAM, number_of(name))
 
 
 def equispaced_columns(

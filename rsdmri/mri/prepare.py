@@ -20,7 +20,7 @@ from .conditioning import conditioned, rows_kept
 from .config import MRIExperiment
 from .fourier import ifft2c, rss
 from .maps import read_maps
-from .masks import acs_lines, check_acceleration, check_thinning, default_acs, volume_columns
+from .masks import acs_lines, check_acceleration, check_thinning, kept_acs, volume_columns
 from .operators import combine
 from .patterns import equispaced_columns, fastmri_columns
 from .readers import KSpace, find_files, matrix_of, read
@@ -101,7 +101,7 @@ def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator
     )
     assert scan.noise_std is not None
     kspace, width = scan.kspace, scan.kspace.shape[-1]
-    acs = default_acs(width) if experiment.data.acs is None else experiment.data.acs
+    acs = kept_acs(width, experiment.data.acs)
     mask = _mask(scan, width, acs, experiment)
     for number in range(len(kspace)):
         if not maps.valid[number]:

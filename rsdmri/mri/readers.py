@@ -21,7 +21,7 @@ from .bart import open_bart
 from .fastmri_file import open_fastmri
 from .masks import find_dc, sampled
 from .mrd import is_mrd, open_mrd
-from .source import EXPECTED, Source
+from .source import EXPECTED, Source, is_swapped
 
 ENDINGS = (".h5", ".hdf5", ".mrd", ".cfl")
 MAPS_ENDING = ".maps.h5"
@@ -59,6 +59,11 @@ class KSpace:
     def fully_sampled(self) -> bool:
         """Whether every column that the protocol covers was measured."""
         return bool(self.mask[..., self.encoded].all())
+
+    @property
+    def dead_coils(self) -> list[int]:
+        """The coils that are zero in every slice."""
+        return [number for number, alive in enumerate(self.kspace.flatten(2).any(2).any(0).tolist()) if not alive]
 
 
 def find_files(paths: Iterable[Path | str]) -> list[Path]:
@@ -98,7 +103,7 @@ def read(path: Path | str, *, singlecoil: bool = False) -> KSpace:
 def matrix_of(path: Path, *, singlecoil: bool = False) -> tuple[tuple[int, int], tuple[int, int]]:
     """H and W of k-space, and rows and columns of the image that the scanner shows; no sample is read."""
     with _open(path, singlecoil) as source:
-        swapped = _swapped(source)
+        swapped = is_swapped(source.matrix, source.header)
         height, width = source.matrix[::-1] if swapped else source.matrix
         return (height, width), _recon_size(source, (height, width), swapped)
 
@@ -149,19 +154,17 @@ def _what_it_is(path: Path) -> str:
 def _scan(path: Path, source: Source, kspace: np.ndarray, singlecoil: bool) -> KSpace:
     """What is measured, and what of it the protocol covers."""
     header, notes, mask = source.header, source.notes, source.mask
-    swapped = _swapped(source)
+    swapped = is_swapped(source.matrix, source.header)
     if swapped:
         kspace, notes = kspace.swapaxes(-1, -2), (*notes, "readout and phase encoding were swapped")
     tensor = torch.from_numpy(np.ascontiguousarray(kspace))
     height, width = tensor.shape[-2:]
     encoded = _encoded(header, width)
     found = sampled(tensor)
-    measured = found if mask is None else _given(path, mask, height, width)
-    if mask is not None and measured.ndim == found.ndim == 1 and (measured & ~found & encoded).any():
-        notes = (
-            *notes,
-            f"the mask has {int((measured & ~found & encoded).sum())} columns that hold no sample: they count as missing",
-        )
+    measured = found if mask is None else torch.from_numpy(mask)
+    if measured.ndim == found.ndim == 1:
+        empty = int((measured & ~found & encoded).sum())
+        notes = (*notes, f"the mask has {empty} columns that hold no sample: they count as missing") if empty else notes
         measured = measured & found
     measured = measured & encoded
     if not measured.any():
@@ -188,11 +191,6 @@ def _scan(path: Path, source: Source, kspace: np.ndarray, singlecoil: bool) -> K
     )
 
 
-def _swapped(source: Source) -> bool:
-    """Whether the phase encoding comes first, as in some repacked files."""
-    return source.matrix[1] == source.header.get("encodedSpace/matrixSize/x") != source.matrix[0]
-
-
 def _recentred(kspace: Tensor, mask: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
     """K-space whose centre lies clearly beside N // 2 (as of M4Raw), moved there: of the image, that is a linear phase.
 
@@ -209,12 +207,6 @@ def _recentred(kspace: Tensor, mask: Tensor, encoded: Tensor) -> tuple[Tensor, T
     turned = mask.roll(-beside[1]) if mask.ndim == 1 else mask.roll((-beside[0], -beside[1]), dims=(-2, -1))
     note = f"the centre of k-space lay {beside[0]:+d}, {beside[1]:+d} samples beside the middle and was moved there"
     return moved, turned, encoded.roll(-beside[1]), (note,)
-
-
-def _given(path: Path, mask: np.ndarray, height: int, width: int) -> Tensor:
-    if mask.shape not in ((width,), (height, width)):
-        raise UserError(f"{path}: the mask has the shape {mask.shape}; expected {width}, one value a column of k-space")
-    return torch.from_numpy(mask)
 
 
 def _check_cartesian(path: Path, kspace: Tensor) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..grids import save_grid
 from .fourier import rss
-from .operators import combine
+from .operators import combine, expand
 
 COLUMNS = 8
 
@@ -29,7 +29,7 @@ def write_sheet(path: Path, maps: Tensor, eigenvalues: Tensor, coil_images: Tens
     top = rss(images, 0)
     scale = torch.quantile(top.flatten()[: 1 << 24], 0.995).clamp(min=1e-30)
     seen = combine(maps[middle : middle + 1], images[None])[0]
-    explained = (sets[middle] * seen[:, None]).sum(0)
+    explained = expand(maps[middle : middle + 1], seen[None])[0]
     left = rss(images - explained, 0) / scale * 10 if complete else torch.zeros_like(top)
     last = [top / scale, *(part.abs() / scale for part in seen), *values[middle], left]
     save_grid(path, np.stack([tile.numpy() for tile in [*tiles, *_row([_gray(part) for part in last])]]), COLUMNS)

@@ -33,7 +33,7 @@ from ..config import to_tree
 from ..errors import UserError
 from ..files import sha256
 from ..jobs import run_files
-from ..tensors import make_generator, randn, randn_like
+from ..tensors import make_generator, number_of, randn, randn_like
 from . import phantoms
 from .config import SimulateConfig
 from .fastmri_file import write_fastmri
@@ -62,8 +62,6 @@ def simulate(config: SimulateConfig, images: Path | None, out: Path) -> None:
         volumes = read_volumes(images, config)
         maps = load_coil_maps(config) if config.coil_maps else None
         names, scan = list(volumes), partial(_see, volumes=volumes, maps=maps, config=config)
-    if config.coil_maps is not None and not config.coil_maps.is_file():
-        raise UserError(f"{config.coil_maps}: no such file (--coil-maps)")
     made = _made_from(config, images)
     for name in names:
         _check_same(out / f"{name}.h5", made)
@@ -122,7 +120,7 @@ def _write(name: str, scan: Scan, config: SimulateConfig, out: Path, made: str) 
     """Adds noise at the wanted ratio and writes the file of one volume, with the covariance of coloured noise beside it."""
     k, contrast = scan(name)
     noise_std = float(torch.quantile(_subset(rss(ifft2c(k), 1).flatten()), 0.99)) / config.snr
-    noise = randn_like(k, make_generator(config.seed, NOISE_STREAM, _number(name)))
+    noise = randn_like(k, make_generator(config.seed, NOISE_STREAM, number_of(name)))
     covariance = None
     if config.noise == "coloured":
         found = noise_covariance(config, k.shape[1])
@@ -170,7 +168,7 @@ def _see(
     name: str, volumes: dict[str, tuple[NDArray[Any], str]], maps: Maps | None, config: SimulateConfig
 ) -> tuple[Tensor, str]:
     """Noise-free k-space of magnitude images (slices, h, w): a phase of their own, the measured coils or drawn ones."""
-    rng = np.random.default_rng([config.seed, _number(name)])
+    rng = np.random.default_rng([config.seed, number_of(name)])
     stack, contrast = volumes[name]
     size = (stack.shape[1], stack.shape[2])
     coils = phantoms.coil_maps(rng, config.coils, size) if maps is None else _resize_maps(maps, size)
@@ -181,10 +179,6 @@ def _see(
 def _magnitudes(stack: NDArray[Any]) -> NDArray[np.float64]:
     """8-bit values come to [0, 1]; others stay as they are."""
     return stack.astype(np.float64) / (255 if stack.dtype == np.uint8 else 1)
-
-
-def _number(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def load_coil_maps(config: SimulateConfig) -> Maps:

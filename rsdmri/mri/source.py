@@ -34,6 +34,11 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
+def is_swapped(matrix: tuple[int, ...], header: Mapping[str, int]) -> bool:
+    """Whether the phase encoding comes first, as in some repacked files: the last axis is as long as the readout, the one before is not."""
+    return matrix[-1] == header.get("encodedSpace/matrixSize/x") != matrix[-2]
+
+
 def to_complex64(path: Path, data: NDArray[np.generic], slices: Sequence[int]) -> NDArray[np.complex64]:
     """Samples of the given slices as complex64; NaN or infinity is a :class:`UserError` that names the slices."""
     if data.dtype.kind != "c":

@@ -24,7 +24,7 @@ from .coils import SMALLEST_CALIB
 from .config import MRIExperiment
 from .fourier import ifft2c
 from .masks import columns as columns_of
-from .masks import default_acs
+from .masks import kept_acs
 from .operators import combine
 
 DISPLAY_QUANTILE = 0.999
@@ -100,7 +100,7 @@ class Store:
             group["name"] = columns["name"]
         data, attributes = experiment.data, self.file.attrs
         width = self.size[1]
-        acs = default_acs(width) if data.acs is None else data.acs
+        acs = kept_acs(width, data.acs)
         # The mask law is known only where every mask was drawn by it, and from all columns.
         by_rule = all((count, own) == (columns_of(width, data.accel), False) for count, own in self.masks)
         by_law = by_rule and data.mask == "random"
