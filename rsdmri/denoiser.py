@@ -76,14 +76,20 @@ class Generator(nn.Module):
         return self.denoiser.denoise(self.sigma_init * z, sigma, condition)
 
 
-def build_denoiser(config: NetworkConfig, *, channels: int, size: Sequence[int], complex_images: bool, masked: bool) -> Denoiser:
-    """A denoiser with fresh weights for images (channels, *size)."""
+def check_size(config: NetworkConfig, size: Sequence[int]) -> None:
+    """Raises a :class:`UserError` if images of this size cannot be halved as often as the network does it."""
     halvings = 2 ** (len(config.multipliers) - 1)
     if size[0] % halvings or size[1] % halvings:
         raise UserError(
             f"images of {size[0]} x {size[1]} cannot pass a network of {len(config.multipliers)} levels: both numbers must be"
-            f" multiples of {halvings}. Crop the images (data.size) or use fewer levels (network.multipliers)."
+            f" multiples of {halvings}. Prepare the data with another size (data.size, or data.matrix for MRI), or use fewer levels"
+            " (network.multipliers)."
         )
+
+
+def build_denoiser(config: NetworkConfig, *, channels: int, size: Sequence[int], complex_images: bool, masked: bool) -> Denoiser:
+    """A denoiser with fresh weights for images (channels, *size); it takes others that can be halved as often, too."""
+    check_size(config, size)
     out_channels = channels * (2 if complex_images else 1)
     in_channels = out_channels + masked
     from .nn import MonaiUNet, SongUNet

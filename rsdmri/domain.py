@@ -3,9 +3,9 @@
 ``rsdmri.mri.domain`` and ``rsdmri_natural.domain`` are the two applications; the pipeline knows no other thing about them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,12 +14,19 @@ from .observations import Observation
 from .operators import LinearOperator, MaskedOperator
 from .tensors import Image, PerSample
 
+Size: TypeAlias = tuple[int, int]  # rows and columns of an image
+
 
 class Law(Protocol):
     """The data's law of corruption: operators and noise, and nothing about images."""
 
-    def draw(self, n: int, generator: torch.Generator) -> tuple[LinearOperator, PerSample]:
-        """n independent operators on the device of ``generator``, and their noise (n,)."""
+    @property
+    def sizes(self) -> Mapping[Size, int]:
+        """The sizes of the images, the most frequent first, and how many the data have of each."""
+        ...
+
+    def draw(self, n: int, size: Size, generator: torch.Generator) -> tuple[LinearOperator, PerSample]:
+        """n independent operators for images of one size, on the device of ``generator``, and their noise (n,)."""
         ...
 
     def rescan(self, operator: Any, generator: torch.Generator) -> LinearOperator:
@@ -46,12 +53,12 @@ class Observations(Protocol):
         ...
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Rows and columns of the images."""
+    def buckets(self) -> Mapping[Size, Sequence[int]]:
+        """The samples of each size, the most frequent size first: it is the one that is sampled and evaluated."""
         ...
 
     def batch(self, indices: Sequence[int]) -> Observation:
-        """The observations of these samples, on the CPU."""
+        """The observations of these samples, all of one size, on the CPU."""
         ...
 
     def law(self) -> Law:
@@ -76,8 +83,8 @@ class Domain(Protocol):
         """Opens observations.h5."""
         ...
 
-    def references(self, path: Path) -> tuple[Image, list[str]]:
-        """The clean images of references.h5 and their names; called by ``evaluate`` alone."""
+    def references(self, path: Path, size: Size) -> tuple[Image, list[str]]:
+        """The clean images of one size in references.h5 and their names; called by ``evaluate`` alone."""
         ...
 
     def law(self, path: Path, experiment: Any = None) -> Law:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .domain import Domain, Law, Observations
+from .domain import Domain, Law, Observations, Size
 from .metrics.compare import compare, halves
 from .observations import observe
 from .sampling import sample_generator
@@ -59,8 +59,9 @@ class Evaluator:
     def corrupt(self, images: Image, seeds: Sequence[int], law: Law) -> Tensor:
         """Images through the coils that their seeds drew, with masks and noise that are functions of the seeds; shown as observations."""
         shown = []
+        size: Size = (images.shape[-2], images.shape[-1])
         for index, seed in enumerate(seeds):
-            drawn_for, noise_std = law.draw(1, sample_generator(seed))
+            drawn_for, noise_std = law.draw(1, size, sample_generator(seed))
             generator = make_generator(seed, PROXIMAL_STREAM)
             operator = law.rescan(drawn_for, generator)
             obs = observe(images[index : index + 1], operator, noise_std, generator)
@@ -71,8 +72,12 @@ class Evaluator:
 def build_evaluator(
     domain: Domain, data: Observations, law: Law, references: tuple[Image, list[str]] | None, samples: int, limit: int
 ) -> Evaluator:
-    """An evaluator for sets of ``samples`` images; ``references`` are images and names; ``limit`` > 0: at most so many a side."""
-    n, first, second = halves(len(data), samples, limit)
+    """An evaluator for sets of ``samples`` images; ``references`` are images and names; ``limit`` > 0: at most so many a side.
+
+    All are of the most frequent size of the data.
+    """
+    pool = next(iter(data.buckets.values()))
+    n, first, second = halves(len(pool), samples, limit)
     clean, row = None, None
     if references is not None:
         images, names = references
@@ -83,7 +88,7 @@ def build_evaluator(
         left_out = [names[index] for index in clean_second]
         if all(name in place for name in left_out):
             row = _observed(domain, data, law, [place[name] for name in left_out])
-    observed = [_observed(domain, data, law, part[:n]) for part in (first, second)]
+    observed = [_observed(domain, data, law, [pool[int(i)] for i in part[:n]]) for part in (first, second)]
     return Evaluator(
         n=n,
         observed=observed[0],
@@ -96,10 +101,10 @@ def build_evaluator(
     )
 
 
-def _observed(domain: Domain, data: Observations, law: Law, indices: Any) -> Tensor:
+def _observed(domain: Domain, data: Observations, law: Law, indices: Sequence[int]) -> Tensor:
     shown = []
     for start in range(0, len(indices), 64):  # in parts: k-space is many times an image
-        obs = data.batch([int(i) for i in indices[start : start + 64]])
+        obs = data.batch(indices[start : start + 64])
         shown.append(domain.display(obs.operator.to_image(obs.y), law))
     return torch.cat(shown)
 

@@ -70,7 +70,7 @@ class Model:
         """One operator a seed: of the further corrupted law if the network is masked, because that is what it was shown."""
         drawn = []
         for generator in generators:
-            operator, _ = self.law.draw(1, generator)
+            operator, _ = self.law.draw(1, self.description.size, generator)
             if self.denoiser.masked:
                 operator = self.law.thin(operator, generator)  # type: ignore[arg-type]
             drawn.append(operator)

@@ -17,7 +17,7 @@ from torch import nn
 
 from .checkpoints import Description, load_description, load_model, save_model
 from .config import DistillConfig, Experiment, PretrainConfig
-from .denoiser import Denoiser, Generator
+from .denoiser import Denoiser, Generator, check_size
 from .distillation import Distiller
 from .domain import Domain, Law
 from .errors import UsageError, UserError
@@ -55,12 +55,14 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
     description = Description(
         role="teacher",
         channels=domain.channels,
-        size=data.size,
+        size=next(iter(data.buckets)),
         complex_images=domain.complex_images,
         masked=objective.masked,
         network=experiment.network,
         objective=experiment.objective,
     )
+    for size in data.buckets:
+        check_size(experiment.network, size)
     device = device_of(experiment)
     denoiser = _fresh(description, experiment.seed).to(device)
     # The half cosine of the learning rate ends with the training: another length is another training.
@@ -104,7 +106,7 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
         return out
     law.save(out / "operators.h5")
     dtype = torch.complex64 if described.complex_images else torch.float32
-    step = DistillStep(distiller, law, law.thin, (described.channels, *described.size), dtype, config)
+    step = DistillStep(distiller, law, law.thin, described.channels, dtype, config)
     description = Description(**{**vars(described), "role": "generator", "distill": config})
     _train(step, config, out, experiment, description, "distill")
     return out
@@ -168,7 +170,7 @@ def evaluator(experiment: Experiment, domain: Domain, samples: int) -> Evaluator
     path = observations_path(experiment)
     data = domain.observations(path, experiment)
     references = path.with_name("references.h5")
-    clean = domain.references(references) if references.exists() else None
+    clean = domain.references(references, next(iter(data.buckets))) if references.exists() else None
     return build_evaluator(domain, data, data.law(), clean, samples, experiment.evaluate.n)
 
 
@@ -272,9 +274,9 @@ def _teacher(experiment: Experiment, domain: Domain, teacher: Path | None) -> tu
 
 
 def _require_noise_free(law: Law) -> None:
-    _, noise_std = law.draw(64, make_generator(0))
-    if noise_std.max() > 0:
+    highest = max(float(law.draw(64, size, make_generator(0))[1].max()) for size in law.sizes)
+    if highest > 0:
         raise UserError(
             "distill.space 'image' compares images themselves, which is right only for data without measurement noise; these have"
-            f" noise_std up to {float(noise_std.max()):.3g}. Use 'measured', or set data.noise_std to 0 where the noise is negligible."
+            f" noise_std up to {highest:.3g}. Use 'measured', or set data.noise_std to 0 where the noise is negligible."
         )

@@ -1,8 +1,10 @@
 """The two things that are trained: a teacher from observations, a generator from the law of corruption.
 
-Both draw their batches themselves, as functions of the images seen and of the generator that the loop gives them.
+Both draw their batches themselves, as functions of the images seen and of the generator that the loop gives them. The images of a batch
+have one size; sizes come as often as the data have them.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,13 +15,14 @@ from . import noise
 from .config import DistillConfig, PretrainConfig
 from .denoiser import Denoiser
 from .distillation import Distiller
-from .domain import Law, Observations
+from .domain import Law, Observations, Size
 from .objectives import Objective, Thin
 from .operators import MaskedOperator
 from .tensors import randn
 from .training import adam_state, descend, load_adam_state
 
 ORDER_STREAM = 2  # the purpose of the generators that shuffle the data
+SIZE_STREAM = 10  # and of those that shuffle the sizes of the batches
 
 
 def indices(total: int, seed: int, start: int, count: int) -> list[int]:
@@ -35,6 +38,27 @@ def indices(total: int, seed: int, start: int, count: int) -> list[int]:
     return found
 
 
+def batch_of(buckets: Sequence[Sequence[int]], seed: int, number: int, batch: int) -> Sequence[int]:
+    """The samples of batch ``number``: all of one bucket, each bucket's in an endless sequence of shuffled passes.
+
+    Of as many batches as there are samples, each bucket has exactly its share. A function of its arguments alone, too.
+    """
+    labels = np.repeat(np.arange(len(buckets)), [len(bucket) for bucket in buckets])
+    block, offset = divmod(number, len(labels))
+    labels = np.random.default_rng([seed, SIZE_STREAM, block]).permutation(labels)
+    bucket = buckets[labels[offset]]
+    earlier = block * len(bucket) + int((labels[:offset] == labels[offset]).sum())
+    return [bucket[i] for i in indices(len(bucket), seed, earlier * batch, batch)]
+
+
+def draw_size(sizes: Mapping[Size, int], generator: torch.Generator) -> Size:
+    """The size of a batch, drawn as often as the data have it; nothing is drawn where there is but one."""
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    weights = torch.tensor(list(sizes.values()), dtype=torch.float64, device=generator.device)
+    return list(sizes)[int(torch.multinomial(weights, 1, generator=generator))]
+
+
 class PretrainStep:
     """One step of the teacher: Adam on the objective's loss of one batch of observations."""
 
@@ -46,7 +70,8 @@ class PretrainStep:
     def __call__(self, images: int, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         self.model.train()
-        obs = self.data.batch(indices(len(self.data), self.seed, images, config.batch)).to(generator.device)
+        samples = batch_of(list(self.data.buckets.values()), self.seed, images // config.batch, config.batch)
+        obs = self.data.batch(samples).to(generator.device)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * learning_rate_factor(images + config.batch, config)
         sigma = self.objective.levels(obs.noise_std, generator)
@@ -72,10 +97,10 @@ class DistillStep:
     """One step of Algorithm 6: Adam on the fake score, then, with fresh z and operators, Adam on the generator."""
 
     def __init__(
-        self, distiller: Distiller, law: Law, thin: Thin, shape: tuple[int, int, int], dtype: torch.dtype, config: DistillConfig
+        self, distiller: Distiller, law: Law, thin: Thin, channels: int, dtype: torch.dtype, config: DistillConfig
     ) -> None:
         self.distiller, self.law, self.thin, self.config = distiller, law, thin, config
-        self.shape, self.dtype = shape, dtype
+        self.channels, self.dtype = channels, dtype
         self.model = distiller.generator.denoiser
         self.adam_fake = torch.optim.Adam(distiller.fake.parameters(), lr=config.lr_fake, betas=config.betas)
         self.adam_generator = torch.optim.Adam(self.model.parameters(), lr=config.lr_generator, betas=config.betas)
@@ -102,12 +127,13 @@ class DistillStep:
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Any, Any, Tensor]:
         """Noise, the operator that G is shown, and the operator that measures G's output: never by the mask that G was shown."""
-        z = randn((n, *self.shape), self.dtype, generator)
-        condition, noise_std = self.law.draw(n, generator)
+        size = draw_size(self.law.sizes, generator)
+        z = randn((n, self.channels, *size), self.dtype, generator)
+        condition, noise_std = self.law.draw(n, size, generator)
         if self.config.measured_by == "rescan":
             operator = self.law.rescan(condition, generator)
         else:
-            operator, noise_std = self.law.draw(n, generator)
+            operator, noise_std = self.law.draw(n, size, generator)
         if self.distiller.generator.denoiser.masked:
             condition = self.thin(cast(MaskedOperator, condition), generator)  # the generator sees what the teacher saw
         return z, condition, operator, noise_std

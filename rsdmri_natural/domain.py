@@ -9,7 +9,7 @@ import h5py
 import torch
 from torch import Tensor
 
-from rsdmri.domain import Law
+from rsdmri.domain import Law, Size
 from rsdmri.errors import UserError
 from rsdmri.files import atomic
 from rsdmri.observations import Observation, observe
@@ -34,8 +34,12 @@ class InpaintingLaw:
     def thin(self, operator: MaskedOperator, generator: torch.Generator | None) -> MaskedOperator:
         return operator.with_mask(thin_pixels(operator.mask, self.delta, generator))
 
-    def draw(self, n: int, generator: torch.Generator) -> tuple[Inpainting, PerSample]:
-        operator = Inpainting(draw_pixels(n, self.size, self.missing, generator))
+    @property
+    def sizes(self) -> dict[Size, int]:
+        return {self.size: 1}
+
+    def draw(self, n: int, size: Size, generator: torch.Generator) -> tuple[Inpainting, PerSample]:
+        operator = Inpainting(draw_pixels(n, size, self.missing, generator))
         return operator, torch.full((n,), self.noise_std, device=generator.device)
 
     def rescan(self, operator: Inpainting, generator: torch.Generator) -> Inpainting:
@@ -66,6 +70,10 @@ class InpaintingObservations:
     @property
     def size(self) -> tuple[int, int]:
         return self.y.shape[-2], self.y.shape[-1]
+
+    @property
+    def buckets(self) -> dict[Size, range]:
+        return {self.size: range(len(self))}
 
     def batch(self, indices: Sequence[int]) -> Observation:
         i = torch.as_tensor(indices)
@@ -116,7 +124,7 @@ class Natural:
         _check_same(path, {**values, "size": (data.size, (asked.size, asked.size))})
         return data
 
-    def references(self, path: Path) -> tuple[Image, list[str]]:
+    def references(self, path: Path, size: Size) -> tuple[Image, list[str]]:
         try:
             with h5py.File(path, "r") as file:
                 return torch.from_numpy(file["images"][()]), [name.decode() for name in file["name"][()]]

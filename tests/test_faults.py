@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run_command
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rsdmri.errors import UserError
@@ -200,6 +200,7 @@ def files(draw):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(files())
+@example((np.array([[[[[np.nan, np.inf]]]]], np.float32), {}))
 def test_random_faults_end_in_maps_or_in_one_line(tmp_path, content):
     path, out = tmp_path / "scan.h5", tmp_path / "maps"
     kspace, more = content

@@ -252,8 +252,8 @@ def test_the_path_of_single_coil_files(tmp_path, capsys):
     assert run_command(APPLICATION, "espirit", tmp_path / "k", "--out", tmp_path / "maps", "--singlecoil", "--workers", "1") == 0
     assert run_command(APPLICATION, "prepare", *where, "--data.singlecoil") == 0
     with h5py.File(tmp_path / "runs/x/prepare/observations.h5") as file:
-        assert file["coils_1/kspace"].shape == (8, 1, 16, 16)
-        assert (file["coils_1/maps"][()] == 1).all()
+        assert file["coils_1_16x16/kspace"].shape == (8, 1, 16, 16)
+        assert (file["coils_1_16x16/maps"][()] == 1).all()
         assert file.attrs["maps"] == "ones"
     assert run_command(APPLICATION, "espirit", tmp_path / "k", "--out", tmp_path / "other", "--workers", "1") == 1
     assert "--singlecoil" in capsys.readouterr().err

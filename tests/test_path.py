@@ -64,7 +64,7 @@ def run(*arguments, code=0):
 
 def test_data_set_is_as_documented(place):
     with h5py.File(place / "runs/small/prepare/observations.h5") as file:
-        group = file["coils_4"]
+        group = file["coils_4_16x16"]
         kspace, mask, maps = group["kspace"][()], group["mask"][()], group["maps"][()]
         assert kspace.shape == maps.shape == (32, 4, 16, 16)
         assert (mask.sum(1) == 4).all()  # floor(16 / 4)
@@ -76,8 +76,8 @@ def test_data_set_is_as_documented(place):
             assert len(of_volume) == 4
             assert (mask[of_volume] == mask[of_volume[0]]).all()
     with h5py.File(place / "runs/small/prepare/references.h5") as file:
-        assert file["images"].shape == (32, 16, 16)
-        assert file["images"].dtype == np.complex64
+        assert file["16x16/images"].shape == (32, 16, 16)
+        assert file["16x16/images"].dtype == np.complex64
 
 
 def test_every_artefact_is_there(trained):
@@ -160,7 +160,7 @@ def test_generator_is_zero_outside_its_support(trained):
     model = rsdmri.load(trained / "distill")
     from rsdmri.sampling import sample_generator
 
-    operator, _ = model.law.draw(1, sample_generator(4))
+    operator, _ = model.law.draw(1, (16, 16), sample_generator(4))
     assert not model.sample([4])[0][~operator.support()[0].bool()].any()
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from commands import run_command
 
+from rsdmri.errors import UserError
 from rsdmri.mri import phantoms
 from rsdmri.mri.__main__ import APPLICATION
-from rsdmri.mri.domain import MRI
+from rsdmri.mri.domain import MRI, MRIObservations
 from rsdmri.mri.fastmri_file import write_fastmri
+from rsdmri.mri.masks import acs_lines
 from rsdmri.mri.patterns import fastmri_columns
 from rsdmri.settings import load_experiment
 from rsdmri.tensors import make_generator
@@ -82,9 +84,9 @@ def test_undersampled_scans_keep_their_masks_and_have_no_reference(tmp_path):
     assert code == 0
     assert prepare(tmp_path, "--data.acs", "4", espirit=False) == 0
     data = opened(tmp_path)
-    assert (data.mask.numpy() == mask).all()
+    assert (torch.stack(data.mask).numpy() == mask).all()
     assert not (tmp_path / "runs/x/prepare/references.h5").exists()
-    operator, _ = data.law().draw(5, make_generator(0))
+    operator, _ = data.law().draw(5, (16, 16), make_generator(0))
     assert (operator.mask[:, 0, 0].numpy() == mask).all()
 
 
@@ -98,25 +100,93 @@ def test_noise_is_read_off_the_edges_where_the_file_does_not_say(tmp_path, gener
         del file.attrs["noise_std"]
     assert prepare(tmp_path, "--data.acs", "2") == 0
     with h5py.File(tmp_path / "runs/x/prepare/observations.h5") as file:
-        found = file["coils_4/noise_std"][()] * file["coils_4/scale"][()]
+        found = np.concatenate([group["noise_std"][()] * group["scale"][()] for group in file.values()])
     assert found == pytest.approx([std, std], rel=0.2)
 
 
-def test_sizes_that_differ_are_brought_to_the_most_frequent(tmp_path, capsys):
+def test_sizes_that_differ_are_buckets_or_brought_to_one(tmp_path, capsys):
     scan(tmp_path / "kspace", "small")
-    scan(tmp_path / "kspace", "other")
+    scan(tmp_path / "kspace", "other", coils=6)
     scan(tmp_path / "kspace", "large", size=(20, 24))
     assert prepare(tmp_path) == 0
-    assert "2 of 16 x 16, 1 of 20 x 24); all are brought to 16 x 16" in capsys.readouterr().err
+    assert "slices of 2 matrices (4 of 16 x 16, 2 of 20 x 24)" in capsys.readouterr().err
     data = opened(tmp_path)
-    assert data.size == (16, 16)
-    assert len(data) == 6
-    x = data.batch(range(6)).operator.to_image(data.batch(range(6)).y).abs().amax((1, 2, 3))
-    assert x.max() < 2 * x.min()  # as bright as the others
+    assert [(size, len(bucket)) for size, bucket in data.buckets.items()] == [((16, 16), 4), ((20, 24), 2)]
+    for size, coils in (((16, 16), 6), ((20, 24), 4)):
+        obs = data.batch(data.buckets[size])
+        assert obs.y.shape[1:] == (coils, *size)
+        images, names = MRI().references(tmp_path / "runs/x/prepare/references.h5", size)
+        assert set(names) == {data.names[i] for i in data.buckets[size]}
+        assert images.shape[2:] == size
+    brightest = [float(data.batch(b).operator.to_image(data.batch(b).y).abs().max()) for b in data.buckets.values()]
+    assert max(brightest) < 2 * min(brightest)
     assert prepare(tmp_path, "--data.matrix", "20", "20", espirit=False) == 0
-    assert opened(tmp_path).size == (20, 20)
+    assert list(opened(tmp_path).buckets) == [(20, 20)]
     assert prepare(tmp_path, "--data.size", "16", "16", espirit=False) == 0
-    assert opened(tmp_path).size == (16, 16)
+    assert list(opened(tmp_path).buckets) == [(16, 16)]
+
+
+def test_matrices_that_the_network_cannot_take_are_named_at_once(tmp_path, capsys):
+    scan(tmp_path / "kspace", "good")
+    scan(tmp_path / "kspace", "odd", size=(18, 16))
+    assert prepare(tmp_path) == 0
+    warning = capsys.readouterr().err
+    assert "1 of 2 scans, odd.h5 first: images of 18 x 16 cannot pass a network of 3 levels" in warning
+    assert "data.matrix" in warning
+    where = ["--runs", tmp_path / "runs", "--name", "x"]
+    assert run("pretrain", *where) == 1
+    assert "18 x 16" in capsys.readouterr().err
+    assert not (tmp_path / "runs/x/pretrain").exists()
+
+
+def test_a_law_of_several_matrices(tmp_path):
+    for number in range(3):
+        scan(tmp_path / "kspace", "x" * (number + 1), size=(16, 16))
+    scan(tmp_path / "kspace", "large", size=(16, 48))
+    assert prepare(tmp_path) == 0
+    law = opened(tmp_path).law()
+    law.save(tmp_path / "operators.h5")
+    again = MRI().law(tmp_path / "operators.h5")
+    assert list(again.sizes.items()) == list(law.sizes.items()) == [((16, 16), 6), ((16, 48), 2)]
+    for size, acs in (((16, 16), 1), ((16, 48), 3)):
+        operator, noise_std = again.draw(20, size, make_generator(0))
+        expected, expected_std = law.draw(20, size, make_generator(0))
+        assert torch.equal(operator.maps, expected.maps)
+        assert torch.equal(operator.mask, expected.mask)
+        assert torch.equal(noise_std, expected_std)
+        assert operator.mask[..., acs_lines(size[1], acs)].all()
+        assert (operator.mask.sum(-1) == size[1] // 4).all()
+        assert (again.thin(operator, make_generator(1)).mask.sum(-1) == size[1] // 5).all()
+        assert (again.rescan(operator, make_generator(1)).mask.sum(-1) == size[1] // 4).all()
+    with pytest.raises(UserError, match="images of 8 x 8, and this run has coil maps of 16 x 16, 16 x 48"):
+        again.draw(1, (8, 8), make_generator(0))
+
+
+def test_the_bank_is_shared_between_matrices(tmp_path):
+    for number in range(3):
+        scan(tmp_path / "kspace", "x" * (number + 1), size=(16, 16))
+    scan(tmp_path / "kspace", "large", size=(16, 48))
+    assert prepare(tmp_path) == 0
+    for bank, expected in ((4, [3, 1]), (1, [1, 1]), (100, [6, 2])):
+        law = MRIObservations(tmp_path / "runs/x/prepare/observations.h5", bank).law()
+        assert [len(found.maps) for found in law.banks.values()] == expected
+
+
+def test_the_whole_path_with_several_matrices(tmp_path):
+    """Training takes every matrix; what is sampled and evaluated is the most frequent."""
+    for number in range(17):
+        scan(tmp_path / "kspace", "x" * (number + 1), size=(16, 16))
+    scan(tmp_path / "kspace", "large", size=(16, 24), coils=6)
+    (tmp_path / "x.yaml").write_text(
+        "network: {channels: 8, multipliers: [1, 2]}\npretrain: {images: 64, batch: 4, log: 8}\ndata: {acs: 2}\n"
+        "distill: {images: 32, batch: 4, log: 8}\nsample: {n: 16, batch: 4, steps: 3}\n"
+    )
+    assert prepare(tmp_path, "--config", tmp_path / "x.yaml") == 0
+    flags = ["--config", tmp_path / "x.yaml", "--runs", tmp_path / "runs"]
+    for verb in ("pretrain", "distill", "sample", "evaluate", "report"):
+        assert run(verb, *flags) == 0, verb
+    with h5py.File(tmp_path / "runs/x/distill/samples.h5") as file:
+        assert file["images"].shape == (16, 16, 16)
 
 
 def test_a_broken_file_among_good_ones(tmp_path, capsys):
@@ -156,9 +226,10 @@ def test_zero_filled_columns_are_no_part_of_the_acceleration(tmp_path):
     with_zero_filling(scan(tmp_path / "kspace", "padded", size=(16, 32)), 6, 4)
     assert prepare(tmp_path, "--data.acs", "2") == 0
     data = opened(tmp_path)
-    assert (data.mask.sum(1) == 22 // 4).all()
-    assert not data.mask[:, :6].any()
-    assert not data.mask[:, 28:].any()
+    masks = torch.stack(data.mask)
+    assert (masks.sum(1) == 22 // 4).all()
+    assert not masks[:, :6].any()
+    assert not masks[:, 28:].any()
     assert (tmp_path / "runs/x/prepare/references.h5").exists()
     thinned = data.law().thin(data.batch([0, 1]).operator, make_generator(0))
     assert (thinned.mask.sum(-1) == 4).all()  # floor(5 * 4 / 5)
@@ -176,7 +247,7 @@ def test_noise_is_not_read_off_rows_that_were_filled_with_zeros(tmp_path, genera
         del file.attrs["noise_std"]
     assert prepare(tmp_path, "--data.acs", "2") == 0
     with h5py.File(tmp_path / "runs/x/prepare/observations.h5") as file:
-        found = file["coils_4/noise_std"][()] * file["coils_4/scale"][()]
+        found = np.concatenate([group["noise_std"][()] * group["scale"][()] for group in file.values()])
     assert found == pytest.approx([std, std], rel=0.25)
 
 
@@ -216,7 +287,7 @@ def test_a_data_set_that_does_not_fit_in_memory_reads_the_same(tmp_path, monkeyp
         ours, theirs = whole.batch(indices), parts.batch(indices)
         assert torch.equal(ours.y, theirs.y)
         assert torch.equal(ours.operator.maps, theirs.operator.maps)
-    assert torch.equal(whole.law().maps, parts.law().maps)
+    assert torch.equal(whole.law().banks[16, 16].maps, parts.law().banks[16, 16].maps)
 
 
 def test_names_join_observations_and_references(tmp_path):
@@ -225,7 +296,7 @@ def test_names_join_observations_and_references(tmp_path):
         scan(tmp_path / "kspace", name, coils=coils)
     assert prepare(tmp_path) == 0
     data = opened(tmp_path)
-    images, names = MRI().references(tmp_path / "runs/x/prepare/references.h5")
+    images, names = MRI().references(tmp_path / "runs/x/prepare/references.h5", (16, 16))
     assert names == [f"{name}/{i}" for name in ("a_six", "b_four", "c_six") for i in (0, 1)]
     assert sorted(data.names) == sorted(names)
     assert data.names != names
@@ -251,7 +322,7 @@ def test_a_second_look_keeps_the_coils_and_draws_the_mask_anew(tmp_path):
     scan(tmp_path / "kspace", "three")
     assert prepare(tmp_path) == 0
     law = opened(tmp_path).law()
-    operator, _ = law.draw(64, make_generator(0))
+    operator, _ = law.draw(64, (16, 16), make_generator(0))
     again = law.rescan(operator, make_generator(1))
     assert torch.equal(again.maps, operator.maps)
     assert (again.mask.sum(-1) == operator.mask.sum(-1)).all()
@@ -306,14 +377,14 @@ def test_other_patterns_are_kept_with_the_data_and_drawn_from_them(tmp_path, kin
     assert prepare(tmp_path, "--data.mask", kind, "--data.acs", "4", "--config", "mri/demo") == 0
     assert "drawn for 12 slices; data.accel is 4" in capsys.readouterr().err
     data = opened(tmp_path, "mri/demo")
-    masks = data.mask
+    masks = torch.stack(data.mask)
     if kind == "equispaced":
         assert (masks.sum(1) == 16).all()
     else:
         expected = fastmri_columns("xxx.h5", 64, 4, 4 / 64, kind.removeprefix("fastmri_"))
         assert torch.equal(masks[data.names.index("xxx/0")], expected)
     law = data.law()
-    drawn = law.draw(50, make_generator(0))[0].mask[:, 0, 0]
+    drawn = law.draw(50, (16, 64), make_generator(0))[0].mask[:, 0, 0]
     assert {tuple(m.tolist()) for m in drawn} <= {tuple(m.tolist()) for m in masks}
 
 
@@ -328,7 +399,7 @@ def test_coils_are_compressed_on_demand(tmp_path):
     scan(tmp_path / "kspace", "a", coils=6)
     assert prepare(tmp_path, "--coils", "3") == 0
     with h5py.File(tmp_path / "runs/x/prepare/observations.h5") as file:
-        maps = file["coils_3/maps"][()]
+        maps = file["coils_3_16x16/maps"][()]
     norm = np.linalg.norm(maps, axis=1)
     assert np.allclose(norm[norm > 0], 1, atol=1e-5)
 
@@ -342,7 +413,9 @@ def test_noise_scans_are_used_for_whitening(tmp_path):
         file["noise_covariance"] = covariance
     assert prepare(tmp_path) == 0
     with h5py.File(tmp_path / "runs/x/prepare/observations.h5") as file:
-        assert file["coils_4/noise_std"][()] * file["coils_4/scale"][()] == pytest.approx([0.5**0.5] * 2, rel=1e-5)
+        assert np.concatenate([group["noise_std"][()] * group["scale"][()] for group in file.values()]) == pytest.approx(
+            [0.5**0.5] * 2, rel=1e-5
+        )
     with h5py.File(path, "r+") as file:
         file["noise_covariance"][...] = np.nan
     assert run("espirit", tmp_path / "kspace", "--out", tmp_path / "maps", "--workers", "1", "--calib", "12") == 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,18 +10,19 @@ from rsdmri.config import DistillConfig, ObjectiveConfig, PretrainConfig
 from rsdmri.denoiser import Denoiser, Generator
 from rsdmri.distillation import Distiller
 from rsdmri.evaluation import PROXIMAL_STREAM, Evaluator
-from rsdmri.mri.domain import MRI, MRILaw
+from rsdmri.mri.domain import MRI, Bank, MRILaw
 from rsdmri.objectives import build_objective
 from rsdmri.sampling import sample_generator
-from rsdmri.steps import DistillStep, indices, learning_rate_factor
+from rsdmri.steps import DistillStep, batch_of, draw_size, indices, learning_rate_factor
 from rsdmri.tensors import make_generator
 from rsdmri.training import Average
 
 
-def law(n=20, coils=2, size=16):
+def law(n=20, coils=2, size=16, noise_std=None):
     maps = torch.randn(n, coils, size, size, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
-    return MRILaw(maps, torch.arange(n) / n, accel=2.0, acs=2, display_max=1.0)
+    bank = Bank(maps, torch.arange(n) / n if noise_std is None else noise_std, acs=2, slices=n)
+    return MRILaw({(size, size): bank}, accel=2.0, display_max=1.0)
 
 
 def step(**options):
@@ -29,13 +31,13 @@ def step(**options):
     networks = [Denoiser(torch.nn.Conv2d(3, 2, 1), masked=True) for _ in range(3)]
     objective = build_objective(ObjectiveConfig(), the_law.thin)
     distiller = Distiller(networks[0], networks[1], Generator(networks[2], 2.5), objective, config)
-    return DistillStep(distiller, the_law, the_law.thin, (1, 16, 16), torch.complex64, config)
+    return DistillStep(distiller, the_law, the_law.thin, 1, torch.complex64, config)
 
 
 def test_an_image_is_measured_by_its_own_coils_and_another_mask():
     _, condition, operator, noise_std = step(measured_by="rescan").draw(40, make_generator(3))
     assert torch.equal(condition.maps, operator.maps)
-    bank = law()
+    bank = law().banks[16, 16]
     for maps, std in zip(operator.maps, noise_std, strict=True):  # the noise belongs to the scan of these coils
         (index,) = [i for i in range(len(bank.maps)) if torch.equal(bank.maps[i], maps)]
         assert std == bank.noise_std[index]
@@ -57,6 +59,34 @@ def test_every_sample_comes_once_a_pass_in_an_order_of_its_own():
     assert passes[0] != passes[1]
     assert indices(7, 0, 5, 9) == drawn[5:14]
     assert indices(7, 1, 0, 21) != drawn
+
+
+def test_a_batch_is_of_one_bucket_and_buckets_have_their_share():
+    buckets = [list(range(10)), list(range(10, 15)), [15]]
+    batches = [batch_of(buckets, 0, number, 3) for number in range(3 * 16)]
+    counts = np.zeros(16, int)
+    for batch in batches:
+        assert sum(set(batch) <= set(bucket) for bucket in buckets) == 1
+        np.add.at(counts, batch, 1)
+    # 3 * 16 batches of 3 are 9 passes over 16 samples, whatever their buckets are.
+    assert (counts == 9).all()
+    assert batch_of(buckets, 0, 17, 3) == batches[17]
+    assert [batch_of(buckets, 1, number, 3) for number in range(48)] != batches
+    assert len({tuple(sorted(set(np.searchsorted([10, 15], batch, "right")))) for batch in batches[:16]}) == 3
+
+
+def test_one_bucket_is_the_endless_sequence_itself():
+    batches = [batch_of([list(range(7))], 4, number, 3) for number in range(7)]
+    assert [sample for batch in batches for sample in batch] == indices(7, 4, 0, 21)
+
+
+def test_sizes_are_drawn_as_often_as_the_data_have_them():
+    generator = make_generator(0)
+    drawn = [draw_size({(8, 8): 30, (8, 16): 10}, generator) for _ in range(2000)]
+    assert drawn.count((8, 16)) / 2000 == pytest.approx(0.25, abs=0.03)
+    before = generator.get_state()
+    assert draw_size({(8, 8): 30}, generator) == (8, 8)
+    assert torch.equal(generator.get_state(), before)
 
 
 def test_learning_rate_rises_and_falls():
@@ -83,13 +113,13 @@ def test_the_average_of_the_weights_has_the_half_life_that_is_asked_for():
 
 def test_the_proximal_distance_measures_with_a_mask_drawn_anew():
     """Through the coils that the seed drew, and not with its mask."""
-    bank, seeds = law(), [3, 4, 5, 6]
+    the_law, seeds = law(), [3, 4, 5, 6]
     images = torch.randn(4, 1, 16, 16, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
-    judge = Evaluator(4, *[torch.zeros(4, 16, 16)] * 5, MRI(), bank)
-    shown = judge.corrupt(images, seeds, dataclasses.replace(bank, noise_std=torch.zeros(20)))
+    judge = Evaluator(4, *[torch.zeros(4, 16, 16)] * 5, MRI(), the_law)
+    shown = judge.corrupt(images, seeds, law(noise_std=torch.zeros(20)))
     for index, seed in enumerate(seeds):
-        drawn, _ = bank.draw(1, sample_generator(seed))
-        operator = bank.rescan(drawn, make_generator(seed, PROXIMAL_STREAM))
+        drawn, _ = the_law.draw(1, (16, 16), sample_generator(seed))
+        operator = the_law.rescan(drawn, make_generator(seed, PROXIMAL_STREAM))
         assert not torch.equal(operator.mask, drawn.mask)
-        expected = MRI().display(operator.gram(images[index : index + 1]), bank)
+        expected = MRI().display(operator.gram(images[index : index + 1]), the_law)
         assert torch.allclose(shown[index], expected[0].to(shown.dtype), atol=0.005)

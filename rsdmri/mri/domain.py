@@ -1,16 +1,17 @@
 """MRI as an application of the engine."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..domain import Law
+from ..domain import Law, Size
 from ..errors import UserError
 from ..files import atomic
 from ..observations import Observation
@@ -20,6 +21,7 @@ from .config import MRIExperiment
 from .masks import check_thinning, draw_columns, thin_columns
 from .operators import MultiCoilMRI
 from .prepare import prepare
+from .store import size_name
 
 BANK_STREAM = 5  # the purpose of the generator that chooses the maps a run keeps
 AGAIN = "Give the same, or run rsdmri-prepare (and what follows it) again."
@@ -27,55 +29,79 @@ IN_MEMORY = 4 << 30  # bytes of k-space and maps up to which a data set is held 
 
 
 @dataclass(frozen=True)
-class MRILaw:
-    """Coil maps of the data, one drawn at random, and a mask drawn by the law of the data's masks, independent of it.
+class Bank:
+    """Scans of one matrix: ``maps`` (N, coils, H, W), ``noise_std`` (N,), their ACS lines, and of how many slices they were chosen.
 
-    ``maps`` (N, coils, H, W), ``noise_std`` (N,); ``masks`` (N, W) only if the scans came with masks of their own: then one of
-    these is drawn.
+    ``masks`` (N, W) only if the scans came with masks of their own.
     """
 
     maps: Tensor
     noise_std: Tensor
-    accel: float
     acs: int
-    display_max: float
+    slices: int
     masks: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MRILaw:
+    """Coil maps of the data, one drawn at random, and a mask drawn by the law of the data's masks, independent of it.
+
+    Scans that came with masks of their own give theirs: one of these is drawn.
+    """
+
+    banks: Mapping[Size, Bank]
+    accel: float
+    display_max: float
     thinning: str = "redrawn"
 
+    @property
+    def sizes(self) -> dict[Size, int]:
+        return {size: bank.slices for size, bank in self.banks.items()}
+
     def thin(self, operator: MaskedOperator, generator: torch.Generator | None) -> MaskedOperator:
-        mask = operator.mask
+        assert isinstance(operator, MultiCoilMRI)
+        mask, acs = operator.mask, self._bank(_size(operator.maps)).acs
         if self.thinning == "redrawn":
-            return operator.with_mask(thin_columns(mask, self.accel, self.acs, generator))
-        rows = [thin_columns(row[None], self.accel, self.acs, _of_mask(row)) for row in mask.cpu()]
+            return operator.with_mask(thin_columns(mask, self.accel, acs, generator))
+        rows = [thin_columns(row[None], self.accel, acs, _of_mask(row)) for row in mask.cpu()]
         return operator.with_mask(torch.cat(rows).to(mask.device))
 
-    def draw(self, n: int, generator: torch.Generator) -> tuple[MultiCoilMRI, PerSample]:
-        device = generator.device
-        chosen = torch.randint(len(self.maps), (n,), device=device, generator=generator).cpu()
-        operator = MultiCoilMRI(self.maps[chosen].to(device), self._masks(n, generator))
-        return operator, self.noise_std[chosen].to(device)
+    def draw(self, n: int, size: Size, generator: torch.Generator) -> tuple[MultiCoilMRI, PerSample]:
+        bank, device = self._bank(size), generator.device
+        chosen = torch.randint(len(bank.maps), (n,), device=device, generator=generator).cpu()
+        operator = MultiCoilMRI(bank.maps[chosen].to(device), self._masks(n, bank, generator))
+        return operator, bank.noise_std[chosen].to(device)
 
     def rescan(self, operator: MultiCoilMRI, generator: torch.Generator) -> MultiCoilMRI:
-        return operator.with_mask(self._masks(len(operator), generator))
+        return operator.with_mask(self._masks(len(operator), self._bank(_size(operator.maps)), generator))
 
-    def _masks(self, n: int, generator: torch.Generator) -> Tensor:
-        if self.masks is None:
-            return draw_columns(n, self.maps.shape[-1], self.accel, self.acs, generator)
-        which = torch.randint(len(self.masks), (n,), device=generator.device, generator=generator).cpu()
-        return self.masks[which][:, None, None, :].to(generator.device)
+    def _bank(self, size: Size) -> Bank:
+        if size not in self.banks:
+            known = ", ".join(f"{h} x {w}" for h, w in self.banks)
+            raise UserError(f"images of {size[0]} x {size[1]}, and this run has coil maps of {known}")
+        return self.banks[size]
+
+    def _masks(self, n: int, bank: Bank, generator: torch.Generator) -> Tensor:
+        if bank.masks is None:
+            return draw_columns(n, bank.maps.shape[-1], self.accel, bank.acs, generator)
+        which = torch.randint(len(bank.masks), (n,), device=generator.device, generator=generator).cpu()
+        return bank.masks[which][:, None, None, :].to(generator.device)
 
     def save(self, path: Path) -> None:
         with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-            file["maps"], file["noise_std"] = self.maps.numpy(), self.noise_std.numpy()
-            if self.masks is not None:
-                file["masks"] = self.masks.numpy()
-            file.attrs.update(accel=self.accel, acs=self.acs, display_max=self.display_max, thinning=self.thinning)
+            for size, bank in self.banks.items():
+                group = file.create_group(size_name(size))
+                group["maps"], group["noise_std"] = bank.maps.numpy(), bank.noise_std.numpy()
+                if bank.masks is not None:
+                    group["masks"] = bank.masks.numpy()
+                group.attrs.update(acs=bank.acs, slices=bank.slices)
+            file.attrs.update(accel=self.accel, display_max=self.display_max, thinning=self.thinning)
 
 
 class MRIObservations:
     """observations.h5: in memory where it is small enough, else slices are read from the file when they are asked for.
 
-    Slices with fewer coils than the most are filled up with zero maps, which change nothing.
+    Slices with fewer coils than the most of their matrix are filled up with zero maps, which change nothing.
     """
 
     def __init__(self, path: Path, bank: int, thinning: str = "redrawn") -> None:
@@ -83,19 +109,23 @@ class MRIObservations:
         try:
             file = h5py.File(path, "r")
             groups = [group for group in file.values() if isinstance(group, h5py.Group)]
-            self.coils = max(group["maps"].shape[1] for group in groups)
-            self.size = (int(groups[0]["maps"].shape[-2]), int(groups[0]["maps"].shape[-1]))
-            self.mask = torch.cat([torch.from_numpy(group["mask"][()]) for group in groups])
+            sizes = [_size(group["maps"]) for group in groups]
+            self.acs = {size: int(group.attrs["acs"]) for size, group in zip(sizes, groups, strict=True)}
+            self.coils = {
+                size: max(g["maps"].shape[1] for s, g in zip(sizes, groups, strict=True) if s == size) for size in sizes
+            }
+            self.mask = [torch.from_numpy(row) for group in groups for row in group["mask"][()]]
             self.noise_std = torch.cat([torch.from_numpy(group["noise_std"][()]) for group in groups])
             self.names = [name.decode() for group in groups for name in group["name"][()]]
             asked = json.loads(file.attrs["config"])
             self.noise_asked = asked["data"]["noise_std"]
-            self.attributes = {name: file.attrs[name] for name in ("accel", "acs", "display_max", "own_masks")}
+            self.attributes = {name: file.attrs[name] for name in ("accel", "display_max", "own_masks")}
             small = sum(group[name].nbytes for group in groups for name in ("kspace", "maps")) <= IN_MEMORY
             pairs = [(group["kspace"], group["maps"]) for group in groups]
             # Arrays and datasets give a slice in the same way.
             self.stores = [(kspace[()], maps[()]) for kspace, maps in pairs] if small else pairs
             self.places = [(store, row) for store, (kspace, _) in enumerate(self.stores) for row in range(len(kspace))]
+            self.buckets = _buckets([sizes[store] for store, _ in self.places])
             if small:
                 file.close()
         except FileNotFoundError:
@@ -108,26 +138,35 @@ class MRIObservations:
 
     def batch(self, indices: Sequence[int]) -> Observation:
         kspace, maps = (torch.stack([self._slice(i, which) for i in indices]) for which in (0, 1))
-        i = torch.as_tensor(indices)
-        return Observation(kspace, MultiCoilMRI(maps, self.mask[i][:, None, None, :]), self.noise_std[i])
+        mask = torch.stack([self.mask[i] for i in indices])[:, None, None, :]
+        return Observation(kspace, MultiCoilMRI(maps, mask), self.noise_std[torch.as_tensor(indices)])
 
     def _slice(self, index: int, which: int) -> Tensor:
-        """K-space (0) or maps (1) of one slice, (coils, H, W), with the coils of the largest."""
+        """K-space (0) or maps (1) of one slice, (coils, H, W), with the coils of the largest of its matrix."""
         store, row = self.places[index]
         data = torch.from_numpy(self.stores[store][which][row])
-        return torch.nn.functional.pad(data, (0, 0, 0, 0, 0, self.coils - len(data)))
+        return torch.nn.functional.pad(data, (0, 0, 0, 0, 0, self.coils[_size(data)] - len(data)))
 
     def law(self) -> MRILaw:
-        order = torch.randperm(len(self), generator=make_generator(0, BANK_STREAM))[: self.bank]
-        attributes = self.attributes
+        order = torch.randperm(len(self), generator=make_generator(0, BANK_STREAM)).tolist()
         return MRILaw(
-            maps=torch.stack([self._slice(int(i), 1) for i in order]),
-            noise_std=self.noise_std[order],
-            accel=float(attributes["accel"]),
-            acs=int(attributes["acs"]),
-            display_max=float(attributes["display_max"]),
-            masks=self.mask[order] if attributes["own_masks"] else None,
+            banks={size: self._bank(size, order) for size in self.buckets},
+            accel=float(self.attributes["accel"]),
+            display_max=float(self.attributes["display_max"]),
             thinning=self.thinning,
+        )
+
+    def _bank(self, size: Size, order: Sequence[int]) -> Bank:
+        """The maps that a run keeps of one matrix, its share of ``data.bank``: the first of ``order``."""
+        bucket = set(self.buckets[size])
+        share = max(1, round(min(self.bank, len(self)) * len(bucket) / len(self)))
+        chosen = [i for i in order if i in bucket][:share]
+        return Bank(
+            maps=torch.stack([self._slice(i, 1) for i in chosen]),
+            noise_std=self.noise_std[chosen],
+            acs=self.acs[size],
+            slices=len(bucket),
+            masks=torch.stack([self.mask[i] for i in chosen]) if self.attributes["own_masks"] else None,
         )
 
 
@@ -144,43 +183,43 @@ class MRI:
 
     def observations(self, path: Path, experiment: MRIExperiment) -> MRIObservations:
         data = MRIObservations(path, experiment.data.bank, experiment.data.thinning)
-        asked, accel, acs = experiment.data, float(data.attributes["accel"]), int(data.attributes["acs"])
-        _check_same(path, accel, acs, experiment)
-        if asked.size not in (None, data.size):
-            raise UserError(
-                f"{path}: images of {data.size[0]} x {data.size[1]}, and data.size {asked.size} is asked for. {AGAIN}"
-            )
+        asked, accel = experiment.data, float(data.attributes["accel"])
+        _check_same(path, accel, data.acs.values(), experiment)
+        size, option = (asked.size, "size") if asked.size else (asked.matrix, "matrix")
+        for height, width in data.buckets:
+            if size not in (None, (height, width)):
+                raise UserError(f"{path}: images of {height} x {width}, and data.{option} {size} is asked for. {AGAIN}")
         if asked.noise_std is not None and asked.noise_std != data.noise_asked:
             raise UserError(f"{path}: made with data.noise_std {data.noise_asked}, and {asked.noise_std} is asked for. {AGAIN}")
         if experiment.objective.kind == "ambient":
             # Also of data that were prepared for another objective.
-            for mask in {int(mask.sum()): mask for mask in data.mask}.values():
-                check_thinning(mask, accel, acs)
+            for size, bucket in data.buckets.items():
+                for mask in {int(data.mask[i].sum()): data.mask[i] for i in bucket}.values():
+                    check_thinning(mask, accel, data.acs[size])
         return data
 
-    def references(self, path: Path) -> tuple[Image, list[str]]:
+    def references(self, path: Path, size: Size) -> tuple[Image, list[str]]:
         try:
             with h5py.File(path, "r") as file:
-                return torch.from_numpy(file["images"][()])[:, None], [name.decode() for name in file["name"][()]]
+                group = file[size_name(size)]
+                return torch.from_numpy(group["images"][()])[:, None], [name.decode() for name in group["name"][()]]
         except (OSError, KeyError) as error:
             raise UserError(f"{path}: not a file of references ({error}). Run rsdmri-prepare again.") from None
 
     def law(self, path: Path, experiment: MRIExperiment | None = None) -> MRILaw:
         try:
             with h5py.File(path, "r") as file:
+                banks = {_size(group["maps"]): _read_bank(group) for group in file.values()}
                 law = MRILaw(
-                    maps=torch.from_numpy(file["maps"][()]),
-                    noise_std=torch.from_numpy(file["noise_std"][()]),
+                    banks=dict(sorted(banks.items(), key=lambda item: (-item[1].slices, item[0]))),
                     accel=float(file.attrs["accel"]),
-                    acs=int(file.attrs["acs"]),
                     display_max=float(file.attrs["display_max"]),
-                    masks=torch.from_numpy(file["masks"][()]) if "masks" in file else None,
                     thinning=str(file.attrs["thinning"]),
                 )
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, ValueError) as error:
             raise UserError(f"{path}: not the operators of a run ({error})") from None
         if experiment is not None:
-            _check_same(path, law.accel, law.acs, experiment)
+            _check_same(path, law.accel, [bank.acs for bank in banks.values()], experiment)
             if law.thinning != experiment.data.thinning:
                 raise UserError(f"{path}: the teacher was trained with data.thinning '{law.thinning}'. Give the same.")
         return law
@@ -191,12 +230,36 @@ class MRI:
         return (magnitude * 255).round() / 255
 
 
-def _check_same(path: Path, accel: float, acs: int, experiment: MRIExperiment) -> None:
+def _read_bank(group: h5py.Group) -> Bank:
+    """One matrix of operators.h5."""
+    return Bank(
+        maps=torch.from_numpy(group["maps"][()]),
+        noise_std=torch.from_numpy(group["noise_std"][()]),
+        acs=int(group.attrs["acs"]),
+        slices=int(group.attrs["slices"]),
+        masks=torch.from_numpy(group["masks"][()]) if "masks" in group else None,
+    )
+
+
+def _size(array: Any) -> Size:
+    """Rows and columns of maps, or of a dataset of them."""
+    return int(array.shape[-2]), int(array.shape[-1])
+
+
+def _buckets(sizes: Sequence[Size]) -> dict[Size, list[int]]:
+    """The samples of each size, the most frequent first."""
+    found: dict[Size, list[int]] = {}
+    for index, size in enumerate(sizes):
+        found.setdefault(size, []).append(index)
+    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def _check_same(path: Path, accel: float, acs: Iterable[int], experiment: MRIExperiment) -> None:
     """The mask law belongs to the data: an experiment that asks for another one is wrong, not a variant."""
     asked = experiment.data
-    if asked.accel != accel or (asked.acs is not None and asked.acs != acs):
+    if asked.accel != accel or (asked.acs is not None and any(lines != asked.acs for lines in acs)):
         raise UserError(
-            f"{path}: made at R = {accel:g} with {acs} ACS lines, and R = {asked.accel:g}"
+            f"{path}: made at R = {accel:g} with {', '.join(map(str, sorted(set(acs))))} ACS lines, and R = {asked.accel:g}"
             + (f" with {asked.acs}" if asked.acs is not None else "")
             + f" is asked for. {AGAIN}"
         )

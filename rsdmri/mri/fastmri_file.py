@@ -46,9 +46,9 @@ def open_fastmri(path: Path, file: h5py.File, singlecoil: bool) -> Source:
             whole = list(slices) == list(range(shape[0]))
             part = dataset[()] if whole else np.concatenate([dataset[number : number + 1] for number in slices])
         if named:
-            part = part[names[0]] + 1j * part[names[1]]
+            part = _complex(part[names[0]], part[names[1]])
         elif paired:
-            part = part[..., 0] + 1j * part[..., 1]
+            part = _complex(part[..., 0], part[..., 1])
         return to_complex64(path, part[:, None] if len(shape) == 3 else part, slices)
 
     header = _header(file)
@@ -66,6 +66,13 @@ def open_fastmri(path: Path, file: h5py.File, singlecoil: bool) -> Source:
         noise_std=_noise_std(path, file),
         noise_covariance=_noise_covariance(path, file, 1 if len(shape) == 3 else shape[1]),
     )
+
+
+def _complex(real: NDArray[Any], imag: NDArray[Any]) -> NDArray[Any]:
+    """real + i imag, without the product whose infinity times zero is no number."""
+    values = np.empty(real.shape, np.result_type(real, imag, np.complex64))
+    values.real, values.imag = real, imag
+    return values
 
 
 def _check_axes(path: Path, file: h5py.File, shape: tuple[int, ...], singlecoil: bool) -> None:

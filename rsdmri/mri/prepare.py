@@ -5,7 +5,6 @@ K-space is divided by the 99th percentile of the RSS image of its own ACS lines,
 
 import dataclasses
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..denoiser import check_size
 from ..errors import UserError
 from ..progress import track
 from .conditioning import conditioned, rows_kept
@@ -33,7 +33,7 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
     files = find_files(data.kspace)
     apart = find_files(data.references) if data.references else []
     maps = data.maps or experiment.folder / "espirit"
-    experiment = _with_one_matrix(experiment, [*files, *apart])
+    _warn_of_sizes(experiment, files)
     with ExitStack() as stack:
         store = Store(stack.enter_context(new_file(out / "observations.h5")))
         clean: References | None = None
@@ -62,25 +62,20 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
         print(f"prepare: {line}", file=sys.stderr)
 
 
-def _with_one_matrix(experiment: MRIExperiment, files: Sequence[Path]) -> MRIExperiment:
-    """The experiment with the most frequent matrix as the common one, if the scans have several and nothing else is asked for."""
+def _warn_of_sizes(experiment: MRIExperiment, files: Sequence[Path]) -> None:
+    """Says before hours of work which scans the network of this experiment cannot take."""
     data = experiment.data
     if data.matrix is not None or data.size is not None:
-        return experiment
-    found: Counter[tuple[int, int]] = Counter()
+        return
+    found: dict[tuple[int, int], list[Path]] = {}
     for file in files:
         (height, width), (shown, _) = matrix_of(file, singlecoil=data.singlecoil)
-        found[rows_kept(height, shown, data), width] += 1
-    if len(found) < 2:
-        return experiment
-    matrix = max(found, key=lambda size: (found[size], -size[0] * size[1]))
-    listed = ", ".join(f"{count} of {h} x {w}" for (h, w), count in found.most_common(6))
-    print(
-        f"prepare: the scans have several matrices ({listed}); all are brought to {matrix[0]} x {matrix[1]} at their own field of view"
-        " (data.matrix chooses another)",
-        file=sys.stderr,
-    )
-    return dataclasses.replace(experiment, data=dataclasses.replace(data, matrix=matrix))
+        found.setdefault((rows_kept(height, shown, data), width), []).append(file)
+    for size, scans in found.items():
+        try:
+            check_size(experiment.network, size)
+        except UserError as error:
+            print(f"prepare: warning: {len(scans)} of {len(files)} scans, {scans[0].name} first: {error}", file=sys.stderr)
 
 
 def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator[Slice]:

@@ -1,12 +1,14 @@
 """The files of a prepared data set in the making, a slice at a time.
 
-observations.h5   one group per number of coils: ``kspace`` (N, coils, H, W) zero where not measured, ``mask`` (N, W), ``maps``, ``scale``,
-                  ``noise_std`` (scaled units, per real component), ``name``
-references.h5     ``images`` (N, H, W) complex and ``name``, in the same scale; only ``evaluate`` opens it
+observations.h5   one group per number of coils and matrix, such as ``coils_15_640x368``: ``kspace`` (N, coils, H, W) zero where not
+                  measured, ``mask`` (N, W), ``maps``, ``scale``, ``noise_std`` (scaled units, per real component), ``name``; its
+                  attribute ``acs``
+references.h5     one group per matrix, such as ``640x368``: ``images`` (N, H, W) complex and ``name``, in the same scale; only
+                  ``evaluate`` opens it
 """
 
 import json
-import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,14 +61,15 @@ class Store:
         self.file = file
         self.items: list[tuple[str, str]] = []  # group, name of the slice
         self.columns: dict[str, dict[str, list[Any]]] = {}
-        self.masks: list[tuple[int, bool]] = []  # columns measured; whether the scan came undersampled
-        self.calib = sys.maxsize
-        self.size = (0, 0)
+        # Of each slice: columns, those measured, whether the scan came undersampled, lines that its maps saw.
+        self.facts: list[tuple[int, int, bool, int]] = []
+        self.sizes: Counter[tuple[int, int]] = Counter()
         self.counts = torch.zeros(1 << (32 - LOST_BITS), dtype=torch.int64)  # of observed magnitudes
 
     def add(self, item: Slice) -> None:
-        self.size = (item.kspace.shape[-2], item.kspace.shape[-1])  # the same of all: prepare sees to it
-        name = f"coils_{len(item.kspace)}"
+        coils, height, width = item.kspace.shape
+        self.sizes[height, width] += 1
+        name = f"coils_{coils}_{size_name((height, width))}"
         group = self.file.require_group(name)
         _append(group, "kspace", item.kspace)
         _append(group, "maps", item.maps)
@@ -74,20 +77,24 @@ class Store:
         for field, values in columns.items():
             values.append(getattr(item, field))
         self.items.append((name, item.name))
-        self.masks.append((int(item.mask.sum()), item.image is None))
-        self.calib = min(self.calib, item.calib)
+        self.facts.append((width, int(item.mask.sum()), item.image is None, item.calib))
         magnitude = combine(item.maps[None], ifft2c(item.kspace[None])).abs().float().flatten()
         self.counts += torch.bincount(magnitude.view(torch.int32) >> LOST_BITS, minlength=len(self.counts))
 
     def summary(self, asked: float) -> list[str]:
-        """The accelerations that were achieved."""
-        width = self.size[1]
-        own = [count for count, is_own in self.masks if is_own]
-        drawn = [count for count, is_own in self.masks if not is_own]
-        lines = [f"R = {_range(width, drawn)} drawn for {len(drawn)} slices; data.accel is {asked:g}"] if drawn else []
+        """The accelerations that were achieved, and the matrices if there are several."""
+        own = [width / count for width, count, is_own, _ in self.facts if is_own]
+        drawn = [width / count for width, count, is_own, _ in self.facts if not is_own]
+        lines = [f"R = {_range(drawn)} drawn for {len(drawn)} slices; data.accel is {asked:g}"] if drawn else []
         if own:
             came = f"{len(own)} of {len(self.items)} slices came undersampled and keep their masks"
-            lines.append(f"{came} (R = {_range(width, own)}); data.accel is {asked:g}")
+            lines.append(f"{came} (R = {_range(own)}); data.accel is {asked:g}")
+        if len(self.sizes) > 1:
+            listed = ", ".join(f"{count} of {h} x {w}" for (h, w), count in self.sizes.most_common(6))
+            lines.append(
+                f"slices of {len(self.sizes)} matrices ({listed}): training takes each batch from one of them; the most frequent is"
+                " sampled and evaluated (data.matrix brings all to one)"
+            )
         return lines
 
     def finish(self, experiment: MRIExperiment) -> None:
@@ -98,14 +105,14 @@ class Store:
             group["scale"] = np.array(columns["scale"])
             group["noise_std"] = np.array(columns["noise_std"], np.float32)
             group["name"] = columns["name"]
+            group.attrs["acs"] = kept_acs(group["mask"].shape[-1], experiment.data.acs)
         data, attributes = experiment.data, self.file.attrs
-        width = self.size[1]
-        acs = kept_acs(width, data.acs)
         # The mask law is known only where every mask was drawn by it, and from all columns.
-        by_rule = all((count, own) == (columns_of(width, data.accel), False) for count, own in self.masks)
+        by_rule = all((count, own) == (columns_of(width, data.accel), False) for width, count, own, _ in self.facts)
         by_law = by_rule and data.mask == "random"
-        attributes.update(acs=acs, accel=data.accel, own_masks=not by_law, display_max=self._display_max())
-        attributes["maps"] = "ones" if data.singlecoil else "acs" if SMALLEST_CALIB <= self.calib <= acs else "full"
+        attributes.update(accel=data.accel, own_masks=not by_law, display_max=self._display_max())
+        of_acs = all(SMALLEST_CALIB <= calib <= kept_acs(width, data.acs) for width, _, _, calib in self.facts)
+        attributes["maps"] = "ones" if data.singlecoil else "acs" if of_acs else "full"
         attributes["config"] = json.dumps(to_tree(experiment))
 
     def _display_max(self) -> float:
@@ -125,20 +132,27 @@ class References:
 
     def __init__(self, file: h5py.File) -> None:
         self.file = file
-        self.names: list[str] = []
+        self.names: dict[str, list[str]] = {}
 
     def add(self, item: Slice) -> None:
         assert item.image is not None
-        _append(self.file, "images", item.image)
-        self.names.append(item.name)
+        group = size_name((item.image.shape[0], item.image.shape[1]))
+        _append(self.file.require_group(group), "images", item.image)
+        self.names.setdefault(group, []).append(item.name)
 
     def finish(self) -> None:
-        self.file["name"] = self.names
+        for group, names in self.names.items():
+            self.file[f"{group}/name"] = names
 
 
-def _range(width: int, counts: list[int]) -> str:
-    """The accelerations of masks of so many columns, in words."""
-    least, most = width / max(counts), width / min(counts)
+def size_name(size: tuple[int, int]) -> str:
+    """``640x368``: a matrix in the name of a group."""
+    return f"{size[0]}x{size[1]}"
+
+
+def _range(accelerations: list[float]) -> str:
+    """From the least to the most, in words."""
+    least, most = min(accelerations), max(accelerations)
     return f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
 
 
