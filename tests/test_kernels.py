@@ -73,6 +73,24 @@ def test_the_dominant_eigenvector_is_that_of_eigh(n, gap):
         assert (1 - (basis[..., -1].conj() * vector).sum(1).abs()).max() < 1e-5
 
 
+@pytest.mark.parametrize("least", [0.3, 0.9])
+def test_only_eigenvalues_below_the_least_are_left_early(least):
+    """Those above are as without a limit; those below stay below."""
+    basis = torch.linalg.qr(noise(2000, 6, 6))[0]
+    spectrum = torch.rand(2000, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    matrices = (basis * spectrum[:, None]) @ basis.mH
+    above = spectrum.amax(1) > least
+    vectors, values = kernels.top_eigenvectors(matrices, 1, least)
+    expected, expected_values = kernels.top_eigenvectors(matrices, 1)
+    agreement = (vectors[:, 0].conj() * expected[:, 0]).sum(1).abs()
+    assert (1 - agreement[above]).abs().quantile(0.99) < 1e-5
+    assert torch.allclose(values[above], expected_values[above], rtol=1e-6)
+    assert (values[~above] < least).all()
+    assert (values[~above] > 0.6 * expected_values[~above]).all()
+    if least > 0.5:
+        assert (values[~above] < (1 - 1e-9) * expected_values[~above]).any()  # they were left early
+
+
 def test_zero_matrices_have_some_vector():
     vectors, values = kernels.top_eigenvectors(torch.zeros(3, 4, 4, dtype=torch.complex64), 2)
     assert torch.isfinite(torch.view_as_real(vectors)).all()

@@ -100,7 +100,7 @@ def espirit(
 
     ``calib``, ``kernel``: widths of the calibration block and of the kernels, see :func:`default_calib` and :func:`default_kernel`;
     ``threshold``: of the singular values, as a part of the largest, by default 0.02 or what the noise of the scan alone reaches, if that is
-    more; ``crop``: of the eigenvalues, below which maps are zero, by default 0.95 (0.9 for two sets); ``sets`` 2: a second set of maps, for a
+    more; ``crop``: of the eigenvalues, below which maps are zero and eigenvalues are lower estimates, by default 0.95 (0.9 for two sets); ``sets`` 2: a second set of maps, for a
     field of view smaller than the object: maps (B, 2, coils, H, W), eigenvalues (B, 2, H, W); ``backend`` "sigpy": sigpy's
     implementation, with ``iterations`` of its power method; "walsh": adaptive combination instead of ESPIRiT (:func:`_walsh`), for scans
     with too few ACS lines; ``mask`` (W,) or (H, W) says what was measured, by default all that is not zero. A slice without signal has zero
@@ -130,6 +130,7 @@ def espirit(
         # Files hold values around 1e-6: brought to the order of one, no tolerance is crossed.
         scan = scan / scan[..., rows, columns].abs().amax((1, 2, 3), keepdim=True)
         block = scan[..., rows, columns]
+        crop = DEFAULT_CROP[sets] if crop is None else crop
         if backend == "walsh":
             found, values = _walsh(block, (height, width))
         else:
@@ -138,12 +139,12 @@ def espirit(
             else:
                 limit, noise = threshold, torch.zeros(len(scan), dtype=torch.float64, device=scan.device)
             if backend == "torch":
-                found, values = coil_eigenvectors(block, (height, width), kernel, limit, noise, sets)
+                found, values = coil_eigenvectors(block, (height, width), kernel, limit, noise, sets, crop)
             else:
                 found, values = _sigpy(block, (height, width), kernel, limit, noise, iterations)
         turned = torch.stack([_turn(vectors, samples) for vectors, samples in zip(found, block, strict=True)])
         # Exactly zero: where the eigenvalue says so, and for coils that are dead.
-        inside = (values > (DEFAULT_CROP[sets] if crop is None else crop))[:, :, None]
+        inside = (values > crop)[:, :, None]
         alive = (block != 0).flatten(2).any(2)[:, None, :, None, None]
         maps[valid], eigenvalues[valid] = _unit(torch.where(inside & alive, turned, 0)), values
         if valid.any() and not maps.any():

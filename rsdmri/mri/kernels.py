@@ -20,29 +20,30 @@ ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}  # of the matrices of the pixels at
 SQUARINGS = 20  # then what has not converged (eigenvalues that are equal to single precision) is left to eigh
 UNSEEN = 3  # squarings before anything can have converged; the eighth power needs no scaling yet
 PURITY = 1e-3
+SMALL = 1e-30  # of the traces of nothing
 TAKEN_OUT = 0.35  # of the matrices at least have converged before they are taken out, which costs as much as a squaring
 #: Largest over root mean square singular value: 1.3 to 2.0 for white noise, more where coils are unequally noisy; signal has 5 to 10.
 NOISE_LIKE = 4.0
 
 
 def coil_eigenvectors(
-    block: Tensor, size: tuple[int, int], kernel: int, threshold: float, noise: Tensor, sets: int = 1
+    block: Tensor, size: tuple[int, int], kernel: int, threshold: float, noise: Tensor, sets: int = 1, least: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Vectors (B, sets, coils, H, W), of any phase, and eigenvalues (B, sets, H, W) from calibration blocks (B, coils, n, m).
 
-    Singular values count above ``threshold`` as a part of the largest and above ``noise`` (B,), what noise reaches by itself. Memory: a few
-    times coils^2 times the pixels of a chunk.
+    Singular values count above ``threshold`` as a part of the largest and above ``noise`` (B,), what noise reaches by itself. Eigenvalues
+    below ``least`` are not needed, nor their vectors: see :func:`top_eigenvectors`. Memory: a few times coils^2 times the pixels of a chunk.
     """
     vectors, values = [], []
     for part, level in zip(block.split(SLICES), noise.split(SLICES), strict=True):
-        found = _eigenvectors(part, size, kernel, threshold, level, sets)
+        found = _eigenvectors(part, size, kernel, threshold, level, sets, least)
         vectors.append(found[0])
         values.append(found[1])
     return torch.cat(vectors), torch.cat(values)
 
 
 def _eigenvectors(
-    block: Tensor, size: tuple[int, int], kernel: int, threshold: float, noise: Tensor, sets: int
+    block: Tensor, size: tuple[int, int], kernel: int, threshold: float, noise: Tensor, sets: int, least: float
 ) -> tuple[Tensor, Tensor]:
     n, coils = block.shape[:2]
     height, width = size
@@ -56,7 +57,7 @@ def _eigenvectors(
     found = []
     for part in rows.split(max(elements // (coils**2 * width), 1), dim=1):
         field = (along_x @ part.flatten(1)).reshape(-1, coils, coils)
-        found.append([part.unflatten(0, (width, -1)) for part in top_eigenvectors(field, sets)])
+        found.append([part.unflatten(0, (width, -1)) for part in top_eigenvectors(field, sets, least)])
     result = torch.cat([pair[0] for pair in found], 1).reshape(width, n, height, sets, coils).permute(1, 3, 4, 2, 0)
     values = torch.cat([pair[1] for pair in found], 1).reshape(width, n, height, sets).permute(1, 3, 2, 0)
     return result.contiguous(), values.contiguous()
@@ -126,44 +127,55 @@ def _phases(n: int, kernel: int, like: Tensor) -> Tensor:
     )
 
 
-def top_eigenvectors(matrices: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
-    """The unit eigenvectors (P, count, n) of the largest eigenvalues (P, count) of positive matrices (P, n, n)."""
+def top_eigenvectors(matrices: Tensor, count: int = 1, least: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The unit eigenvectors (P, count, n) of the largest eigenvalues (P, count) of positive matrices (P, n, n).
+
+    Where the largest eigenvalue is below ``least``, vector and value are of a few steps, the value too low.
+    """
     vectors: list[Tensor] = []
     values: list[Tensor] = []
     left = matrices
     for number in range(count):
         if number:  # what the eigenvectors so far explain is taken away
             left = left - values[-1][:, None, None] * (vectors[-1][:, :, None] * vectors[-1][:, None, :].conj())
-        vector = dominant(left)
+        vector = dominant(left, least)
         vectors.append(vector)
         values.append(torch.linalg.vecdot(vector, (matrices @ vector[..., None])[..., 0]).real)
     return torch.stack(vectors, 1), torch.stack(values, 1)
 
 
-def dominant(matrices: Tensor) -> Tensor:
+def dominant(matrices: Tensor, least: float = 0.0) -> Tensor:
     """The unit eigenvector (P, n) of the largest eigenvalue of positive matrices (P, n, n); any unit vector for zero.
 
     Repeated squaring: of the matrices p of trace one that it leads to, tr p^2 tells how far each is from a projector, and is the trace of
     the next square. Those that are near enough drop out; a few that are not after many squarings, whose first two eigenvalues are
     almost equal, are left to eigh. Plain power iteration would need 2^j steps for j squarings.
+
+    Matrices whose largest eigenvalue lies below ``least`` drop out as soon as that is certain, with the vector of that step: as it is at
+    most sqrt(tr p^2), the 2^j-th power of the largest eigenvalue is at most sqrt(tr p^2) times the trace by which p was divided.
     """
     result = torch.empty_like(matrices[..., 0])
-    power = _times(matrices, 1 / _trace(matrices).clamp(min=1e-30))
+    trace = _trace(matrices)
+    power = _times(matrices, 1 / trace.clamp(min=SMALL))
     for _ in range(UNSEEN):
         power = power @ power
-    power = _times(power, 1 / _trace(power).clamp(min=1e-30))
+    size = _trace(power).clamp(min=SMALL)
+    power = _times(power, 1 / size)
+    bound = trace.clamp(min=SMALL) * size ** (1 / 2**UNSEEN)  # the trace of the 2^j-th power, its 2^j-th root taken
     left = torch.arange(len(matrices), device=matrices.device)
     for step in range(UNSEEN, SQUARINGS):
         power = power @ power
-        purity = _trace(power)
-        done = purity > 1 - PURITY
+        purity = _trace(power).clamp(min=SMALL)
+        below = bound * purity ** (0.5 / 2**step) < least
+        done = (purity > 1 - PURITY) | below
         if int(done.sum()) > TAKEN_OUT * len(done) or step == SQUARINGS - 1:
             ready, going = done.nonzero()[:, 0], (~done).nonzero()[:, 0]
             result[left[ready]] = _strongest_column(power[ready])
-            power, left, purity = power[going], left[going], purity[going]
+            power, left, purity, bound = power[going], left[going], purity[going], bound[going]
             if not len(left):
                 return result
-        power = _times(power, 1 / purity.clamp(min=1e-30))
+        power = _times(power, 1 / purity)
+        bound = bound * purity ** (0.5 / 2**step)
     result[left] = torch.linalg.eigh(matrices[left])[1][..., -1]
     return result
 
