@@ -100,11 +100,11 @@ def espirit(
 
     ``calib``, ``kernel``: widths of the calibration block and of the kernels, see :func:`default_calib` and :func:`default_kernel`;
     ``threshold``: of the singular values, as a part of the largest, by default 0.02 or what the noise of the scan alone reaches, if that is
-    more; ``crop``: of the eigenvalues, below which maps are zero and eigenvalues are lower estimates, by default 0.95 (0.9 for two sets); ``sets`` 2: a second set of maps, for a
-    field of view smaller than the object: maps (B, 2, coils, H, W), eigenvalues (B, 2, H, W); ``backend`` "sigpy": sigpy's
-    implementation, with ``iterations`` of its power method; "walsh": adaptive combination instead of ESPIRiT (:func:`_walsh`), for scans
-    with too few ACS lines; ``mask`` (W,) or (H, W) says what was measured, by default all that is not zero. A slice without signal has zero
-    maps and ``valid`` False. Results are on the device of ``kspace``.
+    more; ``crop``: of the eigenvalues, below which maps are zero and eigenvalues are lower estimates, by default 0.95 (0.9 for two
+    sets); ``sets`` 2: a second set of maps, for a field of view smaller than the object: maps (B, 2, coils, H, W), eigenvalues (B, 2, H, W);
+    ``backend`` "sigpy": sigpy's implementation, with ``iterations`` of its power method; "walsh": adaptive combination instead of ESPIRiT
+    (:func:`_walsh`), for scans with too few ACS lines; ``mask`` (W,) or (H, W) says what was measured, by default all that is not zero. A
+    slice without signal has zero maps and ``valid`` False. Results are on the device of ``kspace``.
 
     Raises :class:`UserError` if the fully sampled block is narrower than the kernel.
     """
