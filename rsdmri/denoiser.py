@@ -14,21 +14,25 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from .config import NetworkConfig
-from .errors import UserError
 from .operators import LinearOperator, MaskedOperator
 from .tensors import Image, PerSample, per_sample, to_channels, to_complex
 
 
 class Denoiser(nn.Module):
-    """``network``: (B, c, H, W) real and (B,) -> (B, c', H, W) real, with c' channels of the image and c = c' (+ 1, the mask)."""
+    """``network``: (B, c, H, W) real and (B,) -> (B, c', H, W) real, with c' channels of the image and c = c' (+ 1, the mask).
 
-    def __init__(self, network: nn.Module, sigma_data: float = 0.5, masked: bool = False) -> None:
+    It is shown rows and columns filled up with zeros to a ``multiple`` of what it can halve; images of any size may come.
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float = 0.5, masked: bool = False, multiple: int = 1) -> None:
         super().__init__()
         self.network = network
         self.sigma_data = sigma_data
         self.masked = masked
+        self.multiple = multiple
 
     def forward(self, x_t: Image, sigma: PerSample, mask: Tensor | None = None) -> Image:
         """f(x_t, sigma): x_t (B, C, H, W), sigma (B,), mask broadcasting to (B, 1, H, W) if the denoiser is masked."""
@@ -43,7 +47,10 @@ class Denoiser(nn.Module):
             shown = mask.to(channels.dtype).expand(len(x_t), 1, *x_t.shape[-2:])
             channels = torch.cat([channels, shown], dim=1)
         dtype = next(self.network.parameters()).dtype
-        out = self.network(channels.to(dtype), (s.log() / 4).to(dtype)).to(channels.dtype)
+        height, width = channels.shape[-2:]
+        missing = (0, -width % self.multiple, 0, -height % self.multiple)
+        whole = pad(channels, missing) if any(missing) else channels
+        out = self.network(whole.to(dtype), (s.log() / 4).to(dtype)).to(channels.dtype)[..., :height, :width]
         f = to_complex(out) if x_t.is_complex() else out
         c_skip = per_sample(self.sigma_data**2 / variance, x_t)
         c_out = per_sample(s * self.sigma_data * variance.rsqrt(), x_t)
@@ -76,20 +83,10 @@ class Generator(nn.Module):
         return self.denoiser.denoise(self.sigma_init * z, sigma, condition)
 
 
-def check_size(config: NetworkConfig, size: Sequence[int]) -> None:
-    """Raises a :class:`UserError` if images of this size cannot be halved as often as the network does it."""
-    halvings = 2 ** (len(config.multipliers) - 1)
-    if size[0] % halvings or size[1] % halvings:
-        raise UserError(
-            f"images of {size[0]} x {size[1]} cannot pass a network of {len(config.multipliers)} levels: both numbers must be"
-            f" multiples of {halvings}. Prepare the data with another size (data.size, or data.matrix for MRI), or use fewer levels"
-            " (network.multipliers)."
-        )
-
-
 def build_denoiser(config: NetworkConfig, *, channels: int, size: Sequence[int], complex_images: bool, masked: bool) -> Denoiser:
-    """A denoiser with fresh weights for images (channels, *size); it takes others that can be halved as often, too."""
-    check_size(config, size)
+    """A denoiser with fresh weights for images (channels, *size); it takes images of other sizes, too."""
+    multiple = 2 ** (len(config.multipliers) - 1)  # every level but the first halves the image
+    rows, columns = (-(-length // multiple) * multiple for length in size)
     out_channels = channels * (2 if complex_images else 1)
     in_channels = out_channels + masked
     from .nn import MonaiUNet, SongUNet
@@ -103,7 +100,7 @@ def build_denoiser(config: NetworkConfig, *, channels: int, size: Sequence[int],
             multipliers=config.multipliers,
             blocks=config.blocks,
             attention=config.attention,
-            size=(size[0], size[1]),
+            size=(rows, columns),
             dropout=config.dropout,
         )
     else:
@@ -112,6 +109,6 @@ def build_denoiser(config: NetworkConfig, *, channels: int, size: Sequence[int],
             out_channels,
             channels=[config.channels * m for m in config.multipliers],
             blocks=config.blocks,
-            attention=[size[0] >> level in config.attention for level in range(len(config.multipliers))],
+            attention=[rows >> level in config.attention for level in range(len(config.multipliers))],
         )
-    return Denoiser(network, config.sigma_data, masked)
+    return Denoiser(network, config.sigma_data, masked, multiple)

@@ -21,6 +21,11 @@ class Law(Protocol):
     """The data's law of corruption: operators and noise, and nothing about images."""
 
     @property
+    def operator(self) -> type[LinearOperator]:
+        """The kind of its operators, which decides what objectives can learn from them."""
+        ...
+
+    @property
     def sizes(self) -> Mapping[Size, int]:
         """The sizes of the images, the most frequent first, and how many the data have of each."""
         ...
@@ -73,7 +78,6 @@ class Domain(Protocol):
     name: str
     channels: int
     complex_images: bool
-    operator: type[LinearOperator]
 
     def prepare(self, experiment: Any, out: Path) -> None:
         """Data -> out/observations.h5 and, where clean images exist, out/references.h5."""

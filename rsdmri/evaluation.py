@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .domain import Domain, Law, Observations, Size
-from .metrics.compare import compare, halves
+from .errors import UserError
+from .metrics.compare import MIN_IMAGES, compare, halves
 from .observations import observe
 from .sampling import sample_generator
 from .tensors import Image, make_generator
@@ -29,6 +30,7 @@ class Evaluator:
     """What images are compared with: n a side, chosen once for all rows of a table. Display images, (n, H, W[, 3])."""
 
     n: int
+    size: Size
     observed: Tensor
     other_observed: Tensor
     clean: Tensor | None
@@ -59,9 +61,8 @@ class Evaluator:
     def corrupt(self, images: Image, seeds: Sequence[int], law: Law) -> Tensor:
         """Images through the coils that their seeds drew, with masks and noise that are functions of the seeds; shown as observations."""
         shown = []
-        size: Size = (images.shape[-2], images.shape[-1])
         for index, seed in enumerate(seeds):
-            drawn_for, noise_std = law.draw(1, size, sample_generator(seed))
+            drawn_for, noise_std = law.draw(1, self.size, sample_generator(seed))
             generator = make_generator(seed, PROXIMAL_STREAM)
             operator = law.rescan(drawn_for, generator)
             obs = observe(images[index : index + 1], operator, noise_std, generator)
@@ -70,13 +71,24 @@ class Evaluator:
 
 
 def build_evaluator(
-    domain: Domain, data: Observations, law: Law, references: tuple[Image, list[str]] | None, samples: int, limit: int
+    domain: Domain,
+    data: Observations,
+    law: Law,
+    references: tuple[Image, list[str]] | None,
+    samples: int,
+    limit: int,
+    size: Size,
 ) -> Evaluator:
     """An evaluator for sets of ``samples`` images; ``references`` are images and names; ``limit`` > 0: at most so many a side.
 
-    All are of the most frequent size of the data.
+    All are of one size.
     """
-    pool = next(iter(data.buckets.values()))
+    pool = data.buckets[size]
+    if len(pool) < 2 * MIN_IMAGES:
+        raise UserError(
+            f"{len(pool)} of {len(data)} observations are {size[0]} x {size[1]}; distances need {2 * MIN_IMAGES} of one size. Prepare more"
+            " scans, or bring all to one size."
+        )
     n, first, second = halves(len(pool), samples, limit)
     clean, row = None, None
     if references is not None:
@@ -91,6 +103,7 @@ def build_evaluator(
     observed = [_observed(domain, data, law, [pool[int(i)] for i in part[:n]]) for part in (first, second)]
     return Evaluator(
         n=n,
+        size=size,
         observed=observed[0],
         other_observed=observed[1],
         clean=clean[0] if clean else None,

@@ -17,20 +17,21 @@ from torch import nn
 
 from .checkpoints import Description, load_description, load_model, save_model
 from .config import DistillConfig, Experiment, PretrainConfig
-from .denoiser import Denoiser, Generator, check_size
+from .denoiser import Denoiser, Generator
 from .distillation import Distiller
-from .domain import Domain, Law
+from .domain import Domain, Law, Size
 from .errors import UsageError, UserError
 from .evaluation import Evaluator, build_evaluator
 from .files import read_json, write_json
 from .generation import Model, open_model, read_samples, write_samples
 from .grids import save_grid
+from .metrics.compare import MIN_IMAGES
 from .objectives import Objective, build_objective
 from .reporting import Curve, Grid, Row, Score, load_curves, write_report
 from .runs import device_of, open_run, write_config
 from .settings import named_configs
 from .steps import DistillStep, PretrainStep
-from .tensors import make_generator
+from .tensors import Image, make_generator
 from .training import Step, train
 
 INIT_STREAM = 8  # the purpose of the generator of fresh weights
@@ -51,7 +52,7 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
     path = observations_path(experiment)
     data = domain.observations(path, experiment)
     law = data.law()
-    objective = _objective(experiment, domain, law)
+    objective = _objective(experiment, law)
     description = Description(
         role="teacher",
         channels=domain.channels,
@@ -61,8 +62,6 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
         network=experiment.network,
         objective=experiment.objective,
     )
-    for size in data.buckets:
-        check_size(experiment.network, size)
     device = device_of(experiment)
     denoiser = _fresh(description, experiment.seed).to(device)
     # The half cosine of the learning rate ends with the training: another length is another training.
@@ -92,7 +91,7 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     if experiment.network != described.network:
         print(f"distill: the networks are the teacher's, {described.network}", file=sys.stderr)
         experiment = dataclasses.replace(experiment, network=described.network)
-    objective = _objective(experiment, domain, law)
+    objective = _objective(experiment, law)
     config = experiment.distill
     if config.space == "image":
         _require_noise_free(law)
@@ -137,7 +136,7 @@ def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, sa
     if not paths:
         raise UserError(f"{experiment.folder}: no samples to evaluate. Make them: rsdmri-sample")
     found = {name: read_samples(path) for name, path in paths.items()}
-    judge = evaluator(experiment, domain, min(len(images) for images, _ in found.values()))
+    judge = evaluator(experiment, domain, min(len(images) for images, _ in found.values()), _one_size(found, paths))
     true, proximal = judge.observation_scores()
     rows: list[dict[str, Any]] = [
         {"name": "observation", "seconds_per_image": None, "network_calls": None, "metrics": true, "proximal": proximal}
@@ -154,8 +153,18 @@ def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, sa
         )
     order = {name: i for i, name in enumerate(("observation", "teacher", "teacher+", "rsd"))}
     rows.sort(key=lambda row: order.get(row["name"], len(order)))
-    write_json(out / "metrics.json", {"n": judge.n, "rows": rows, "samples": {name: str(path) for name, path in paths.items()}})
+    places = {name: str(path) for name, path in paths.items()}
+    write_json(out / "metrics.json", {"n": judge.n, "size": judge.size, "rows": rows, "samples": places})
     return out
+
+
+def _one_size(found: Mapping[str, tuple[Image, Any]], paths: Mapping[str, Path]) -> Size:
+    """The size of all samples."""
+    sizes = {name: (images.shape[-2], images.shape[-1]) for name, (images, _) in found.items()}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{paths[name]} ({h} x {w})" for name, (h, w) in sizes.items())
+        raise UserError(f"samples of several sizes cannot be compared: {listed}")
+    return next(iter(sizes.values()))
 
 
 def _law_of(domain: Domain, samples: Path, attributes: Mapping[str, Any]) -> Law | None:
@@ -165,13 +174,23 @@ def _law_of(domain: Domain, samples: Path, attributes: Mapping[str, Any]) -> Law
     return None if found is None else domain.law(found)
 
 
-def evaluator(experiment: Experiment, domain: Domain, samples: int) -> Evaluator:
-    """What the images of this experiment are compared with; the clean references are used where the file exists."""
+def evaluator(experiment: Experiment, domain: Domain, samples: int, size: Size | None = None) -> Evaluator:
+    """What images of a size, by default the data's most frequent one, are compared with; also with clean ones where there are enough."""
     path = observations_path(experiment)
     data = domain.observations(path, experiment)
+    size = size or next(iter(data.buckets))
+    if size not in data.buckets:
+        known = ", ".join(f"{h} x {w}" for h, w in data.buckets)
+        raise UserError(f"{path}: images of {known}, and the samples are {size[0]} x {size[1]}. Sample a run of these data.")
     references = path.with_name("references.h5")
-    clean = domain.references(references, next(iter(data.buckets))) if references.exists() else None
-    return build_evaluator(domain, data, data.law(), clean, samples, experiment.evaluate.n)
+    clean = domain.references(references, size) if references.exists() else None
+    if clean is not None and len(clean[1]) < 2 * MIN_IMAGES:
+        print(
+            f"evaluate: {len(clean[1])} clean references of {size[0]} x {size[1]}, too few to compare with: proximal distances only",
+            file=sys.stderr,
+        )
+        clean = None
+    return build_evaluator(domain, data, data.law(), clean, samples, experiment.evaluate.n, size)
 
 
 def report(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
@@ -212,10 +231,12 @@ def _results(path: Path) -> tuple[list[Row], dict[str, str]]:
 
 def _grids(experiment: Experiment, domain: Domain, samples: Mapping[str, str]) -> list[Grid]:
     """The same number of images of every row, and of the references."""
-    judge = evaluator(experiment, domain, min(len(read_samples(Path(path))[0]) for path in samples.values()))
+    found = {name: read_samples(Path(path)) for name, path in samples.items()}
+    paths = {name: Path(path) for name, path in samples.items()}
+    judge = evaluator(experiment, domain, min(len(images) for images, _ in found.values()), _one_size(found, paths))
     grids = [Grid("observation", judge.observations_row[:SHOWN].numpy(), "What was learned from.")]
     for name in sorted(samples, key=lambda name: {"teacher": 0, "teacher+": 1, "rsd": 2}.get(name, 3)):
-        images, attributes = read_samples(Path(samples[name]))
+        images, attributes = found[name]
         calls = attributes["network_calls"]
         caption = f"{calls} network call{'s' if calls > 1 else ''} an image."
         grids.append(Grid(name, domain.display(images[:SHOWN], judge.law).numpy(), caption))
@@ -239,9 +260,9 @@ def _finished(out: Path, images: int) -> bool:
     return (out / "model.json").exists() and load_description(out).images >= images
 
 
-def _objective(experiment: Experiment, domain: Domain, law: Law) -> Objective:
+def _objective(experiment: Experiment, law: Law) -> Objective:
     objective = build_objective(experiment.objective, law.thin)
-    objective.check(domain.operator)
+    objective.check(law.operator)
     return objective
 
 

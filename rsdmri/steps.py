@@ -43,6 +43,8 @@ def batch_of(buckets: Sequence[Sequence[int]], seed: int, number: int, batch: in
 
     Of as many batches as there are samples, each bucket has exactly its share. A function of its arguments alone, too.
     """
+    if len(buckets) == 1:
+        return [buckets[0][i] for i in indices(len(buckets[0]), seed, number * batch, batch)]
     labels = np.repeat(np.arange(len(buckets)), [len(bucket) for bucket in buckets])
     block, offset = divmod(number, len(labels))
     labels = np.random.default_rng([seed, SIZE_STREAM, block]).permutation(labels)

@@ -23,8 +23,8 @@ PerSample: TypeAlias = Tensor  # (B,), real
 class Batch:
     """A frozen record of tensors with a leading batch axis.
 
-    Subclasses are frozen dataclasses; a field is a tensor, another record, or ``None``. A record is data: it is moved, indexed
-    and joined as a whole and never changed.
+    Subclasses are frozen dataclasses; a field is a tensor, another record, ``None``, or a number that all samples share. A record is
+    data: it is moved, indexed and joined as a whole and never changed.
     """
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:

@@ -5,7 +5,6 @@ from torch import nn
 
 from rsdmri.config import NetworkConfig
 from rsdmri.denoiser import Denoiser, Generator, build_denoiser
-from rsdmri.errors import UserError
 from rsdmri.tensors import to_channels, to_complex
 
 
@@ -67,9 +66,15 @@ def test_a_mask_where_none_belongs_is_an_error():
         Denoiser(Recorder(1))(torch.zeros(1, 1, 4, 4), torch.ones(1), torch.ones(1, 1, 1, 4))
 
 
-def test_sizes_that_the_network_cannot_halve_are_named():
-    with pytest.raises(UserError, match=r"30 x 32 .* multiples of 4.*data\.size"):
-        build_denoiser(NetworkConfig(channels=8), channels=1, size=(30, 32), complex_images=True, masked=True)
+def test_sizes_that_the_network_cannot_halve_are_filled_up(generator):
+    """The network sees zeros below and to the right, of the mask too; an image that fits is not touched."""
+    config = NetworkConfig(channels=8)
+    denoiser = build_denoiser(config, channels=1, size=(30, 33), complex_images=True, masked=True)
+    x = torch.randn(2, 1, 30, 33, dtype=torch.complex64, generator=generator)
+    sigma, mask = torch.tensor([0.3, 2.0]), torch.ones(2, 1, 1, 33)
+    whole = torch.nn.functional.pad(x, (0, 3, 0, 2))
+    shown = torch.nn.functional.pad(mask.expand(2, 1, 30, 33), (0, 3, 0, 2))
+    assert torch.equal(denoiser(x, sigma, mask), denoiser(whole, sigma, shown)[..., :30, :33])
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What becomes of scans that are not as the demo's: broken, padded, undersampled, of several sizes and coils."""
 
+import json
 import re
 
 import h5py
@@ -126,17 +127,37 @@ def test_sizes_that_differ_are_buckets_or_brought_to_one(tmp_path, capsys):
     assert list(opened(tmp_path).buckets) == [(16, 16)]
 
 
-def test_matrices_that_the_network_cannot_take_are_named_at_once(tmp_path, capsys):
+def test_widths_without_room_for_the_acceleration_are_named_at_once(tmp_path, capsys):
     scan(tmp_path / "kspace", "good")
-    scan(tmp_path / "kspace", "odd", size=(18, 16))
+    scan(tmp_path / "kspace", "narrow", size=(16, 8))
+    assert prepare(tmp_path, "-R", "3", "--config", "mri/demo", "--data.acs", "2") == 1
+    error = capsys.readouterr().err
+    assert "warning: 1 of 2 scans, narrow.h5 first: acceleration 3 is impossible with 8 columns" in error
+    assert "data.matrix" in error
+
+
+def test_a_matrix_has_its_own_law_of_masks(tmp_path):
+    """One undersampled scan of another matrix does not take the law of masks away from the others."""
+    for number in range(3):
+        scan(tmp_path / "kspace", "x" * (number + 1), size=(16, 32))
+    mask = np.zeros(24, bool)
+    mask[[1, 4, 9, 10, 11, 12, 13, 20]] = True
+    scan(tmp_path / "kspace", "under", size=(16, 24), mask=mask)
+    assert run("espirit", tmp_path / "kspace", "--out", tmp_path / "maps", "--workers", "1", "--calib", "5", "--kernel", "3") == 0
+    assert prepare(tmp_path, "--data.acs", "2", espirit=False) == 0
+    law = opened(tmp_path).law()
+    masks = law.draw(100, (16, 32), make_generator(0))[0].mask[:, 0, 0]
+    assert len({tuple(m.tolist()) for m in masks}) > 90
+    masks = law.draw(100, (16, 24), make_generator(0))[0].mask[:, 0, 0]
+    assert (masks.numpy() == mask).all()
+
+
+def test_the_order_within_a_matrix_is_that_of_the_numbers_of_coils(tmp_path):
+    """As text: 1, 12, 2, as the groups of a data set of one matrix were always read."""
+    for name, coils in (("a", 12), ("bb", 2)):
+        scan(tmp_path / "kspace", name, coils=coils)
     assert prepare(tmp_path) == 0
-    warning = capsys.readouterr().err
-    assert "1 of 2 scans, odd.h5 first: images of 18 x 16 cannot pass a network of 3 levels" in warning
-    assert "data.matrix" in warning
-    where = ["--runs", tmp_path / "runs", "--name", "x"]
-    assert run("pretrain", *where) == 1
-    assert "18 x 16" in capsys.readouterr().err
-    assert not (tmp_path / "runs/x/pretrain").exists()
+    assert opened(tmp_path).names == ["a/0", "a/1", "bb/0", "bb/1"]
 
 
 def test_a_law_of_several_matrices(tmp_path):
@@ -172,21 +193,43 @@ def test_the_bank_is_shared_between_matrices(tmp_path):
         assert [len(found.maps) for found in law.banks.values()] == expected
 
 
-def test_the_whole_path_with_several_matrices(tmp_path):
-    """Training takes every matrix; what is sampled and evaluated is the most frequent."""
+def test_the_whole_path_with_several_matrices(tmp_path, capsys):
+    """Training takes every matrix, also one that cannot be halved; what is sampled and evaluated is the most frequent."""
+    mask = np.zeros(16, bool)
+    mask[[1, 5, 6, 7, 8, 9, 10, 13]] = True
     for number in range(17):
-        scan(tmp_path / "kspace", "x" * (number + 1), size=(16, 16))
-    scan(tmp_path / "kspace", "large", size=(16, 24), coils=6)
+        scan(tmp_path / "kspace", "x" * (number + 1), size=(16, 16), mask=mask)
+    scan(tmp_path / "kspace", "large", size=(17, 25), coils=6)
     (tmp_path / "x.yaml").write_text(
         "network: {channels: 8, multipliers: [1, 2]}\npretrain: {images: 64, batch: 4, log: 8}\ndata: {acs: 2}\n"
         "distill: {images: 32, batch: 4, log: 8}\nsample: {n: 16, batch: 4, steps: 3}\n"
     )
-    assert prepare(tmp_path, "--config", tmp_path / "x.yaml") == 0
     flags = ["--config", tmp_path / "x.yaml", "--runs", tmp_path / "runs"]
+    calib = ["--workers", "1", "--calib", "6", "--kernel", "3"]
+    assert run("espirit", tmp_path / "kspace", "--out", tmp_path / "maps", *calib) == 0
+    assert prepare(tmp_path, "--config", tmp_path / "x.yaml", espirit=False) == 0
     for verb in ("pretrain", "distill", "sample", "evaluate", "report"):
         assert run(verb, *flags) == 0, verb
+    assert "evaluate: 0 clean references of 16 x 16, too few" in capsys.readouterr().err
     with h5py.File(tmp_path / "runs/x/distill/samples.h5") as file:
         assert file["images"].shape == (16, 16, 16)
+    results = json.loads((tmp_path / "runs/x/evaluate/metrics.json").read_text())
+    assert results["size"] == [16, 16]
+    assert results["rows"][1]["proximal"]
+    assert not results["rows"][1]["metrics"]
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["images"], file["seeds"] = np.zeros((16, 8, 8), np.complex64), np.arange(16)
+    assert run("evaluate", *flags, "--samples", f"other={tmp_path / 'other.h5'}") == 1
+    assert "samples of several sizes cannot be compared" in capsys.readouterr().err
+    for run_folder in ("distill", "pretrain"):
+        (tmp_path / f"runs/x/{run_folder}/samples.h5").unlink(missing_ok=True)
+    assert run("evaluate", *flags, "--samples", f"other={tmp_path / 'other.h5'}") == 1
+    assert "images of 16 x 16, 17 x 25, and the samples are 8 x 8" in capsys.readouterr().err
+    with h5py.File(tmp_path / "other.h5", "r+") as file:
+        del file["images"]
+        file["images"] = np.zeros((16, 17, 25), np.complex64)
+    assert run("evaluate", *flags, "--samples", f"other={tmp_path / 'other.h5'}") == 1
+    assert "2 of 36 observations are 17 x 25; distances need 32 of one size" in capsys.readouterr().err
 
 
 def test_a_broken_file_among_good_ones(tmp_path, capsys):

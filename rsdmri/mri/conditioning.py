@@ -24,20 +24,15 @@ def conditioned(scan: KSpace, maps: Tensor, data: MRIData) -> tuple[KSpace, Tens
         scan, maps = whitened(scan, maps, scan.noise_covariance)
     if data.coils is not None and data.coils < maps.shape[1]:
         scan, maps = compressed(scan, maps, data.coils, kept_acs(scan.kspace.shape[-1], data.acs))
-    rows = rows_kept(scan.kspace.shape[-2], scan.recon_size[0], data)
-    if rows != scan.kspace.shape[-2]:
-        scan, maps = cut(scan, maps, (rows, scan.kspace.shape[-1]))
+    rows, width = scan.kspace.shape[-2:]
+    # Where a size is asked for, that says what is left.
+    if data.oversampling == "remove" and data.size is None and scan.recon_size[0] <= OVERSAMPLED * rows:
+        scan, maps = cut(scan, maps, (scan.recon_size[0], width))
     if data.matrix is not None and data.matrix != tuple(scan.kspace.shape[-2:]):
         scan, maps = resampled(scan, maps, data.matrix)
     if data.size is not None and data.size != tuple(scan.kspace.shape[-2:]):
         scan, maps = cut(scan, maps, data.size)
     return scan, maps
-
-
-def rows_kept(rows: int, shown: int, data: MRIData) -> int:
-    """The rows of k-space that are left of an oversampled readout; where a size is asked for, that says what is left."""
-    removed = data.oversampling == "remove" and data.size is None and shown <= OVERSAMPLED * rows
-    return shown if removed else rows
 
 
 def _unit(maps: Tensor) -> Tensor:
@@ -85,7 +80,10 @@ def cut(scan: KSpace, maps: Tensor, size: tuple[int, int]) -> tuple[KSpace, Tens
     mask, encoded = scan.mask, scan.encoded
     if size[1] != width:
         if not scan.fully_sampled:
-            raise UserError(f"{scan.path}: undersampled scans keep their {width} columns; set data.size to H {width}")
+            raise UserError(
+                f"{scan.path}: undersampled scans keep their {width} columns. Leave the size out (--data.size None) to keep the matrix of"
+                f" each scan, or set it to H {width} if all have so many; data.matrix brings them to one."
+            )
         # Columns that the scanner filled with zeros lie as far out as before.
         encoded = torch.nn.functional.interpolate(encoded.float()[None, None], size=size[1])[0, 0].bool()
         mask = encoded.clone()

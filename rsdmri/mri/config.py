@@ -41,7 +41,7 @@ class MRIData:
     noise_std: float | None = None
     """Noise of the k-space, per real component, in the units of the file; by default what the file says, else its edges."""
     bank: int = 512
-    """How many coil maps a run keeps, so that sampling needs no data."""
+    """How many coil maps a run keeps, at least one of each matrix, so that sampling needs no data."""
 
     def __post_init__(self) -> None:
         require(self.accel >= 1, "data.accel must be at least 1")

@@ -55,6 +55,10 @@ class MRILaw:
     thinning: str = "redrawn"
 
     @property
+    def operator(self) -> type[LinearOperator]:
+        return MultiCoilMRI
+
+    @property
     def sizes(self) -> dict[Size, int]:
         return {size: bank.slices for size, bank in self.banks.items()}
 
@@ -109,8 +113,10 @@ class MRIObservations:
         try:
             file = h5py.File(path, "r")
             groups = [group for group in file.values() if isinstance(group, h5py.Group)]
+            groups.sort(key=lambda group: (str(group["maps"].shape[1]), _size(group["maps"])))  # of one matrix: by coils alone
             sizes = [_size(group["maps"]) for group in groups]
             self.acs = {size: int(group.attrs["acs"]) for size, group in zip(sizes, groups, strict=True)}
+            self.own_masks = {size for size, group in zip(sizes, groups, strict=True) if group.attrs["own_masks"]}
             self.coils = {
                 size: max(g["maps"].shape[1] for s, g in zip(sizes, groups, strict=True) if s == size) for size in sizes
             }
@@ -119,7 +125,7 @@ class MRIObservations:
             self.names = [name.decode() for group in groups for name in group["name"][()]]
             asked = json.loads(file.attrs["config"])
             self.noise_asked = asked["data"]["noise_std"]
-            self.attributes = {name: file.attrs[name] for name in ("accel", "display_max", "own_masks")}
+            self.attributes = {name: file.attrs[name] for name in ("accel", "display_max")}
             small = sum(group[name].nbytes for group in groups for name in ("kspace", "maps")) <= IN_MEMORY
             pairs = [(group["kspace"], group["maps"]) for group in groups]
             # Arrays and datasets give a slice in the same way.
@@ -130,7 +136,7 @@ class MRIObservations:
                 file.close()
         except FileNotFoundError:
             raise UserError(f"{path}: no such file. Make it: rsdmri-prepare") from None
-        except (OSError, KeyError, ValueError, AttributeError) as error:
+        except (OSError, KeyError, IndexError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: not a prepared data set ({error}). Run rsdmri-prepare again.") from None
 
     def __len__(self) -> int:
@@ -166,7 +172,7 @@ class MRIObservations:
             noise_std=self.noise_std[chosen],
             acs=self.acs[size],
             slices=len(bucket),
-            masks=torch.stack([self.mask[i] for i in chosen]) if self.attributes["own_masks"] else None,
+            masks=torch.stack([self.mask[i] for i in chosen]) if size in self.own_masks else None,
         )
 
 
@@ -176,7 +182,6 @@ class MRI:
     name = "mri"
     channels = 1
     complex_images = True
-    operator: type[LinearOperator] = MultiCoilMRI
 
     def prepare(self, experiment: MRIExperiment, out: Path) -> None:
         prepare(experiment, out)
@@ -201,6 +206,8 @@ class MRI:
     def references(self, path: Path, size: Size) -> tuple[Image, list[str]]:
         try:
             with h5py.File(path, "r") as file:
+                if size_name(size) not in file:
+                    return torch.zeros(0, 1, *size, dtype=torch.complex64), []
                 group = file[size_name(size)]
                 return torch.from_numpy(group["images"][()])[:, None], [name.decode() for name in group["name"][()]]
         except (OSError, KeyError) as error:
@@ -216,8 +223,8 @@ class MRI:
                     display_max=float(file.attrs["display_max"]),
                     thinning=str(file.attrs["thinning"]),
                 )
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"{path}: not the operators of a run ({error})") from None
+        except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: not the operators of a run of this version ({error}). Train it again.") from None
         if experiment is not None:
             _check_same(path, law.accel, [bank.acs for bank in banks.values()], experiment)
             if law.thinning != experiment.data.thinning:

@@ -1,9 +1,9 @@
 """Sensitivity maps as files: ``<stem>.maps.h5`` for every scan, with all that they depend on.
 
-``maps`` complex64 (slices, coils, H, W), ``eigenvalues`` float32 (slices, H, W), ``valid`` bool (slices,); two sets of maps have an axis
-more, after the slices. Attributes: every parameter,
-the fully sampled lines that were found (``acs_first``, ``acs_lines``), the width of the block that was used (``calib``), how much of the
-coil images the maps leave unexplained (``residual``, of fully sampled scans), the version, and size and hash of the scan.
+``maps`` complex64 (slices, coils, H, W), ``eigenvalues`` float32 (slices, H, W), of which those below the crop are lower estimates,
+``valid`` bool (slices,); two sets of maps have an axis more, after the slices. Attributes: every parameter, the fully sampled lines that
+were found (``acs_first``, ``acs_lines``), the width of the block that was used (``calib``), how much of the coil images the maps leave
+unexplained (``residual``, of fully sampled scans), the version, and size and hash of the scan.
 """
 
 from collections.abc import Mapping

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..denoiser import check_size
 from ..errors import UserError
 from ..progress import track
-from .conditioning import conditioned, rows_kept
+from .conditioning import conditioned
 from .config import MRIExperiment
 from .fourier import ifft2c, rss
 from .maps import read_maps
@@ -33,7 +32,7 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
     files = find_files(data.kspace)
     apart = find_files(data.references) if data.references else []
     maps = data.maps or experiment.folder / "espirit"
-    _warn_of_sizes(experiment, files)
+    _warn_of_widths(experiment, files)
     with ExitStack() as stack:
         store = Store(stack.enter_context(new_file(out / "observations.h5")))
         clean: References | None = None
@@ -62,20 +61,23 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
         print(f"prepare: {line}", file=sys.stderr)
 
 
-def _warn_of_sizes(experiment: MRIExperiment, files: Sequence[Path]) -> None:
-    """Says before hours of work which scans the network of this experiment cannot take."""
+def _warn_of_widths(experiment: MRIExperiment, files: Sequence[Path]) -> None:
+    """Says before hours of work which scans have too few columns for the acceleration, unless they came undersampled."""
     data = experiment.data
     if data.matrix is not None or data.size is not None:
         return
-    found: dict[tuple[int, int], list[Path]] = {}
+    found: dict[int, list[Path]] = {}
     for file in files:
-        (height, width), (shown, _) = matrix_of(file, singlecoil=data.singlecoil)
-        found.setdefault((rows_kept(height, shown, data), width), []).append(file)
-    for size, scans in found.items():
+        found.setdefault(matrix_of(file, singlecoil=data.singlecoil)[1], []).append(file)
+    for width, scans in found.items():
         try:
-            check_size(experiment.network, size)
+            check_acceleration(width, data.accel, kept_acs(width, data.acs), experiment.objective.kind == "ambient")
         except UserError as error:
-            print(f"prepare: warning: {len(scans)} of {len(files)} scans, {scans[0].name} first: {error}", file=sys.stderr)
+            print(
+                f"prepare: warning: {len(scans)} of {len(files)} scans, {scans[0].name} first: {error} If they are fully sampled, leave them"
+                " out or bring all to one matrix (data.matrix).",
+                file=sys.stderr,
+            )
 
 
 def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator[Slice]:

@@ -100,12 +100,11 @@ def read(path: Path | str, *, singlecoil: bool = False) -> KSpace:
         return _scan(path, source, source.load(range(source.slices)), singlecoil)
 
 
-def matrix_of(path: Path, *, singlecoil: bool = False) -> tuple[tuple[int, int], tuple[int, int]]:
-    """H and W of k-space, and rows and columns of the image that the scanner shows; no sample is read."""
+def matrix_of(path: Path, *, singlecoil: bool = False) -> tuple[int, int]:
+    """H and W of k-space; no sample is read."""
     with _open(path, singlecoil) as source:
-        swapped = is_swapped(source.matrix, source.header)
-        height, width = source.matrix[::-1] if swapped else source.matrix
-        return (height, width), _recon_size(source, (height, width), swapped)
+        height, width = source.matrix
+        return (width, height) if is_swapped(source.matrix, source.header) else (height, width)
 
 
 def glance(path: Path, *, singlecoil: bool = False) -> KSpace:

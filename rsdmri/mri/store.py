@@ -1,8 +1,8 @@
 """The files of a prepared data set in the making, a slice at a time.
 
 observations.h5   one group per number of coils and matrix, such as ``coils_15_640x368``: ``kspace`` (N, coils, H, W) zero where not
-                  measured, ``mask`` (N, W), ``maps``, ``scale``, ``noise_std`` (scaled units, per real component), ``name``; its
-                  attribute ``acs``
+                  measured, ``mask`` (N, W), ``maps``, ``scale``, ``noise_std`` (scaled units, per real component), ``name``;
+                  its attributes ``acs``, and ``own_masks`` where not all masks were drawn by the common rule
 references.h5     one group per matrix, such as ``640x368``: ``images`` (N, H, W) complex and ``name``, in the same scale; only
                   ``evaluate`` opens it
 """
@@ -46,6 +46,11 @@ class Slice:
     calib: int
     image: Tensor | None
 
+    @property
+    def own_mask(self) -> bool:
+        """Whether the scan came undersampled."""
+        return self.image is None
+
 
 @contextmanager
 def new_file(path: Path) -> Iterator[h5py.File]:
@@ -73,11 +78,11 @@ class Store:
         group = self.file.require_group(name)
         _append(group, "kspace", item.kspace)
         _append(group, "maps", item.maps)
-        columns = self.columns.setdefault(name, {"mask": [], "scale": [], "noise_std": [], "name": []})
+        columns = self.columns.setdefault(name, {"mask": [], "scale": [], "noise_std": [], "name": [], "own_mask": []})
         for field, values in columns.items():
             values.append(getattr(item, field))
         self.items.append((name, item.name))
-        self.facts.append((width, int(item.mask.sum()), item.image is None, item.calib))
+        self.facts.append((width, int(item.mask.sum()), item.own_mask, item.calib))
         magnitude = combine(item.maps[None], ifft2c(item.kspace[None])).abs().float().flatten()
         self.counts += torch.bincount(magnitude.view(torch.int32) >> LOST_BITS, minlength=len(self.counts))
 
@@ -90,9 +95,10 @@ class Store:
             came = f"{len(own)} of {len(self.items)} slices came undersampled and keep their masks"
             lines.append(f"{came} (R = {_range(own)}); data.accel is {asked:g}")
         if len(self.sizes) > 1:
-            listed = ", ".join(f"{count} of {h} x {w}" for (h, w), count in self.sizes.most_common(6))
+            sizes = sorted(self.sizes, key=lambda size: (-self.sizes[size], size))
+            listed = ", ".join(f"{self.sizes[size]} of {size[0]} x {size[1]}" for size in sizes[:6])
             lines.append(
-                f"slices of {len(self.sizes)} matrices ({listed}): training takes each batch from one of them; the most frequent is"
+                f"slices of {len(sizes)} matrices ({listed}): training takes each batch from one of them; {sizes[0][0]} x {sizes[0][1]} is"
                 " sampled and evaluated (data.matrix brings all to one)"
             )
         return lines
@@ -105,12 +111,15 @@ class Store:
             group["scale"] = np.array(columns["scale"])
             group["noise_std"] = np.array(columns["noise_std"], np.float32)
             group["name"] = columns["name"]
-            group.attrs["acs"] = kept_acs(group["mask"].shape[-1], experiment.data.acs)
+            width = group["mask"].shape[-1]
+            group.attrs["acs"] = kept_acs(width, experiment.data.acs)
+            # The mask law is known only where every mask was drawn by it, and from all columns.
+            by_rule = (group["mask"][()].sum(1) == columns_of(width, experiment.data.accel)).all() and not any(
+                columns["own_mask"]
+            )
+            group.attrs["own_masks"] = not (by_rule and experiment.data.mask == "random")
         data, attributes = experiment.data, self.file.attrs
-        # The mask law is known only where every mask was drawn by it, and from all columns.
-        by_rule = all((count, own) == (columns_of(width, data.accel), False) for width, count, own, _ in self.facts)
-        by_law = by_rule and data.mask == "random"
-        attributes.update(accel=data.accel, own_masks=not by_law, display_max=self._display_max())
+        attributes.update(accel=data.accel, display_max=self._display_max())
         of_acs = all(SMALLEST_CALIB <= calib <= kept_acs(width, data.acs) for width, _, _, calib in self.facts)
         attributes["maps"] = "ones" if data.singlecoil else "acs" if of_acs else "full"
         attributes["config"] = json.dumps(to_tree(experiment))
