@@ -1,14 +1,33 @@
 """The program ``rsdmri-natural VERB``."""
 
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from rsdmri import cli
 
-from .config import NaturalExperiment
+from .config import FacesConfig, NaturalExperiment
 
 if TYPE_CHECKING:
     from rsdmri.domain import Domain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulate:
+    """Options of ``simulate``."""
+
+    out: Path
+    """The .npz that is written."""
+    options: Annotated[FacesConfig, tyro.conf.arg(name="")] = field(default_factory=FacesConfig)
+
+
+def _simulate(options: Simulate) -> None:
+    from .faces import draw_faces
+
+    draw_faces(options.options, options.out)
 
 
 def _domain() -> "Domain":
@@ -22,7 +41,13 @@ APPLICATION = cli.Application(
     configs="natural",
     about="Learns a one-step generator of clean photographs from corrupted ones alone (Restoration Score Distillation).",
     experiment=NaturalExperiment,
-    commands=cli.experiment_commands(NaturalExperiment, _domain),
+    aliases={"--skip-bad": "--data.skip-bad"},
+    commands={
+        "simulate": cli.Command(
+            "Draw faces to try the other verbs on.", Simulate, _simulate, "--n 2000 --size 32 --out faces.npz"
+        ),
+        **cli.experiment_commands(NaturalExperiment, _domain),
+    },
 )
 
 

@@ -1,86 +1,133 @@
-"""Photographs as an application of the engine: random inpainting."""
+"""Photographs as an application of the engine."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rsdmri.domain import Law, Size
 from rsdmri.errors import UserError
 from rsdmri.files import atomic
 from rsdmri.observations import Observation, observe
-from rsdmri.operators import LinearOperator, MaskedOperator
+from rsdmri.operators import Identity, LinearOperator, MaskedOperator
+from rsdmri.progress import track
 from rsdmri.tensors import Image, PerSample
 
-from .config import NaturalExperiment
-from .images import read_images
-from .masks import draw_pixels, image_generator, thin_pixels
-from .operators import Inpainting
+from .config import FIELDS, NaturalData, NaturalExperiment
+from .images import load_images
+from .masks import draw_boxes, draw_pixels, image_generator
+from .operators import Blur, Inpainting, SuperResolution, enlarged, gaussian_kernel, motion_kernels
+
+IN_MEMORY = 4 << 30  # bytes of observations up to which a data set is held in memory
+CHUNK = 256  # images at a time in prepare
+
+
+def draw_operator(data: NaturalData, n: int, size: Size, generator: torch.Generator) -> LinearOperator:
+    """n operators of the data's law for images of ``size``, on the device of ``generator``."""
+    device = generator.device
+    if data.corruption == "inpainting":
+        return Inpainting(draw_pixels(n, size, data.missing, generator))
+    if data.corruption == "box":
+        return Inpainting(draw_boxes(n, size, data.box, generator))
+    if data.corruption == "super_resolution":
+        return SuperResolution(torch.zeros(n, dtype=torch.float32, device=device), data.factor)
+    if data.corruption == "motion":
+        return Blur(motion_kernels(n, data.kernel_width, generator).float())
+    if data.corruption == "blur":
+        kernel = gaussian_kernel(data.kernel_width, data.kernel_std, data.kernel == "published")
+        return Blur(kernel.float().to(device).expand(n, -1, -1))
+    return Identity(torch.zeros(n, dtype=torch.float32, device=device))
 
 
 @dataclass(frozen=True)
-class InpaintingLaw:
-    """Pixel masks drawn anew, and the noise of the data."""
+class NaturalLaw:
+    """Masks and kernels drawn anew, and the noise of the data."""
 
-    size: tuple[int, int]
-    missing: float
-    noise_std: float
-    delta: float
-
-    def thin(self, operator: MaskedOperator, generator: torch.Generator | None) -> MaskedOperator:
-        return operator.with_mask(thin_pixels(operator.mask, self.delta, generator))
+    data: NaturalData
+    operator: type[LinearOperator]
 
     @property
     def sizes(self) -> dict[Size, int]:
-        return {self.size: 1}
+        return {(self.data.size, self.data.size): 1}
 
-    def draw(self, n: int, size: Size, generator: torch.Generator) -> tuple[Inpainting, PerSample]:
-        operator = Inpainting(draw_pixels(n, size, self.missing, generator))
-        return operator, torch.full((n,), self.noise_std, device=generator.device)
+    def draw(self, n: int, size: Size, generator: torch.Generator) -> tuple[LinearOperator, PerSample]:
+        noise_std = torch.full((n,), self.data.noise_on_image, dtype=torch.float32, device=generator.device)
+        return draw_operator(self.data, n, size, generator), noise_std
 
-    def rescan(self, operator: Inpainting, generator: torch.Generator) -> Inpainting:
-        return operator.with_mask(draw_pixels(len(operator), self.size, self.missing, generator))
+    def rescan(self, operator: LinearOperator, generator: torch.Generator) -> LinearOperator:
+        # Nothing of a corruption belongs to the photograph.
+        return self.draw(len(operator), next(iter(self.sizes)), generator)[0]
+
+    def thin(self, operator: MaskedOperator, generator: torch.Generator | None) -> MaskedOperator:
+        mask = operator.mask
+        if self.data.corruption == "box":
+            assert generator is not None
+            return operator.with_mask(mask & draw_boxes(len(mask), next(iter(self.sizes)), self.data.box, generator))
+        kept = torch.rand(mask.shape, dtype=torch.float32, device=mask.device, generator=generator) >= self.data.delta
+        return operator.with_mask(mask & kept)
 
     def save(self, path: Path) -> None:
         with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs.update(size=self.size, missing=self.missing, noise_std=self.noise_std, delta=self.delta)
+            file.attrs["data"] = json.dumps(corruption_of(self.data))
 
 
-class InpaintingObservations:
-    """observations.h5 in memory."""
+def law_of(data: NaturalData) -> NaturalLaw:
+    """The law of corruption that a configuration describes."""
+    return NaturalLaw(data, type(draw_operator(data, 1, (data.size, data.size), torch.Generator())))
 
-    def __init__(self, path: Path, delta: float) -> None:
-        self.delta = delta
+
+def corruption_of(data: NaturalData) -> dict[str, Any]:
+    """The fields of a configuration that say how the data were corrupted."""
+    names = ("corruption", "size", "noise_std", "measured", *FIELDS[data.corruption])
+    return {name: getattr(data, name) for name in names}
+
+
+class NaturalObservations:
+    """observations.h5: in memory where it is small enough, else images are read from the file when they are asked for."""
+
+    def __init__(self, path: Path, data: NaturalData) -> None:
+        self.data = data
         try:
-            with h5py.File(path, "r") as file:
-                self.y = torch.from_numpy(file["inpainting/y"][()])
-                self.mask = torch.from_numpy(file["inpainting/mask"][()])
-                self.names = [name.decode() for name in file["inpainting/name"][()]]
-                self.missing, self.noise_std = float(file.attrs["missing"]), float(file.attrs["noise_std"])
-        except (OSError, KeyError) as error:
-            raise UserError(f"{path}: not a prepared data set ({error}). Make it: rsdmri-natural prepare") from None
+            file = h5py.File(path, "r")
+            found = json.loads(file.attrs["data"])
+            self.names = [name.decode() for name in file["name"][()]]
+            self.noise_std = torch.from_numpy(file["noise_std"][()])
+            self.drawn = {name: torch.from_numpy(file[name][()]) for name in ("mask", "kernel") if name in file}
+            self.y = file["y"][()] if file["y"].nbytes <= IN_MEMORY else file["y"]
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file. Make it: rsdmri-natural prepare") from None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: not a prepared data set ({error}). Run rsdmri-natural prepare again.") from None
+        _check_same(path, found, {**corruption_of(data), "delta": found.get("delta")})  # delta belongs to the teacher
 
     def __len__(self) -> int:
         return len(self.y)
 
     @property
-    def size(self) -> tuple[int, int]:
-        return self.y.shape[-2], self.y.shape[-1]
-
-    @property
     def buckets(self) -> dict[Size, range]:
-        return {self.size: range(len(self))}
+        return {(self.data.size, self.data.size): range(len(self))}
 
     def batch(self, indices: Sequence[int]) -> Observation:
         i = torch.as_tensor(indices)
-        return Observation(self.y[i], Inpainting(self.mask[i]), torch.full((len(i),), self.noise_std))
+        y = torch.from_numpy(np.stack([self.y[index] for index in indices]))
+        return Observation(y, self._operator(i), self.noise_std[i])
 
-    def law(self) -> InpaintingLaw:
-        return InpaintingLaw(self.size, self.missing, self.noise_std, self.delta)
+    def _operator(self, i: Tensor) -> LinearOperator:
+        if "mask" in self.drawn:
+            return Inpainting(self.drawn["mask"][i])
+        if "kernel" in self.drawn:
+            return Blur(self.drawn["kernel"][i])
+        return draw_operator(self.data, len(i), next(iter(self.buckets)), torch.Generator())  # of these nothing is drawn
+
+    def law(self) -> NaturalLaw:
+        return law_of(self.data)
 
 
 class Natural:
@@ -89,67 +136,97 @@ class Natural:
     name = "natural"
     channels = 3
     complex_images = False
-    operator: type[LinearOperator] = Inpainting
 
     def prepare(self, experiment: NaturalExperiment, out: Path) -> None:
         data = experiment.data
         if data.images is None:
-            raise UserError("no photographs given: name an .npz (data.images)")
-        images = read_images(data.images, data.split, data.size)
+            raise UserError("no photographs given: name a folder, a .zip or an .npz (data.images)")
+        low = data.factor if data.measured and data.corruption == "super_resolution" else 1
+        cache = experiment.runs / "images"
+        images, names = load_images(data.images, data.split, data.size // low, cache, data.skip_bad)
+        # Before anything is written: a split that is not there leaves nothing behind.
         split = data.reference_split or data.split
-        references = images if split == data.split else read_images(data.images, split, data.size)
-        parts = [self._corrupt(images[i : i + 1], f"{data.split}/{i}", experiment) for i in range(len(images))]
+        known = bool(data.reference_split) or not data.measured
+        references = load_images(data.images, split, data.size, cache, data.skip_bad) if known else None
         with atomic(out / "observations.h5") as temporary, h5py.File(temporary, "w") as file:
-            group = file.create_group("inpainting")
-            group.create_dataset("y", data=torch.cat([obs.y for obs in parts]).numpy(), compression="gzip", compression_opts=1)
-            masks = torch.cat([operator.mask for operator in (obs.operator for obs in parts) if isinstance(operator, Inpainting)])
-            group.create_dataset("mask", data=masks.numpy(), compression="gzip", compression_opts=1)
-            group["name"] = [f"{data.split}/{i}" for i in range(len(images))]
-            file.attrs.update(missing=data.missing, noise_std=data.noise_std)
+            file["name"] = names
+            file["noise_std"] = np.full(len(names), data.noise_on_image, np.float32)
+            for start in track(range(0, len(names), CHUNK), "prepare", -(-len(names) // CHUNK), f"x {CHUNK} images"):
+                end = min(start + CHUNK, len(names))
+                obs = [_corrupted(images[i], names[i], data, experiment.seed) for i in range(start, end)]
+                _store(file, "y", torch.cat([each.y for each in obs]), start, len(names))
+                for name in ("mask", "kernel"):
+                    found = [_drawn(each.operator)[name] for each in obs if name in _drawn(each.operator)]
+                    if found:
+                        _store(file, name, torch.cat(found), start, len(names))
+            file.attrs["data"] = json.dumps(corruption_of(data))
+        if references is None:
+            (out / "references.h5").unlink(missing_ok=True)  # of an earlier data set
+            return
         with atomic(out / "references.h5") as temporary, h5py.File(temporary, "w") as file:
-            file["images"] = references.numpy()
-            file["name"] = [f"{split}/{i}" for i in range(len(references))]
+            file["images"], file["name"] = references
 
-    @staticmethod
-    def _corrupt(image: Image, name: str, experiment: NaturalExperiment) -> Observation:
-        generator = image_generator(name, experiment.seed)
-        size = (image.shape[-2], image.shape[-1])
-        operator = Inpainting(draw_pixels(1, size, experiment.data.missing, generator))
-        return observe(image, operator, torch.full((1,), experiment.data.noise_std), generator)
-
-    def observations(self, path: Path, experiment: NaturalExperiment) -> InpaintingObservations:
-        data = InpaintingObservations(path, experiment.data.delta)
-        asked = experiment.data
-        values = {name: (getattr(data, name), getattr(asked, name)) for name in ("missing", "noise_std")}
-        _check_same(path, {**values, "size": (data.size, (asked.size, asked.size))})
-        return data
+    def observations(self, path: Path, experiment: NaturalExperiment) -> NaturalObservations:
+        return NaturalObservations(path, experiment.data)
 
     def references(self, path: Path, size: Size) -> tuple[Image, list[str]]:
         try:
             with h5py.File(path, "r") as file:
-                return torch.from_numpy(file["images"][()]), [name.decode() for name in file["name"][()]]
+                return _scaled(file["images"][()]), [name.decode() for name in file["name"][()]]
         except (OSError, KeyError) as error:
             raise UserError(f"{path}: not a file of references ({error}). Run rsdmri-natural prepare again.") from None
 
-    def law(self, path: Path, experiment: NaturalExperiment | None = None) -> InpaintingLaw:
+    def law(self, path: Path, experiment: NaturalExperiment | None = None) -> NaturalLaw:
         try:
             with h5py.File(path, "r") as file:
-                height, width = (int(n) for n in file.attrs["size"])
-                law = InpaintingLaw((height, width), *(float(file.attrs[name]) for name in ("missing", "noise_std", "delta")))
-        except (OSError, KeyError, ValueError) as error:
+                found = json.loads(file.attrs["data"])
+            law = law_of(NaturalData(**found))
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not the operators of a run ({error})") from None
         if experiment is not None:
-            asked = experiment.data
-            _check_same(path, {name: (getattr(law, name), getattr(asked, name)) for name in ("missing", "noise_std", "delta")})
+            _check_same(path, found, corruption_of(experiment.data))
         return law
 
     def display(self, x: Image, law: Law) -> Tensor:
         return ((x.clamp(-1, 1) + 1) * 127.5).round().movedim(1, -1) / 255
 
 
-def _check_same(path: Path, values: Mapping[str, tuple[Any, Any]]) -> None:
-    """The corruption belongs to the data: an experiment that asks for another one is wrong, not a variant. (found, asked)"""
-    other = [f"data.{name} {found} (not {asked})" for name, (found, asked) in values.items() if found != asked]
+def _scaled(pixels: NDArray[np.uint8]) -> Image:
+    """uint8 (N, H, W, 3) to images (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pixels).movedim(-1, 1).float() / 127.5 - 1
+
+
+def _corrupted(pixels: NDArray[np.uint8], name: str, data: NaturalData, seed: int) -> Observation:
+    """One photograph as it is observed: a function of its name, drawn once, here."""
+    generator = image_generator(name, seed)
+    operator, noise_std = law_of(data).draw(1, (data.size, data.size), generator)
+    image = _scaled(pixels[None])
+    if not data.measured:
+        return observe(image, operator, noise_std, generator)
+    if isinstance(operator, SuperResolution):
+        y, noise_std = enlarged(image, torch.full((1,), data.noise_std, dtype=torch.float32), data.factor, generator)
+        return Observation(y, operator, noise_std)
+    return Observation(image, operator, noise_std)
+
+
+def _drawn(operator: LinearOperator) -> dict[str, Tensor]:
+    """What belongs to an image alone, under its name in observations.h5."""
+    if isinstance(operator, Inpainting):
+        return {"mask": operator.mask}
+    return {"kernel": operator.kernel} if isinstance(operator, Blur) else {}
+
+
+def _store(file: h5py.File, name: str, part: Tensor, start: int, total: int) -> None:
+    """Rows of a dataset. Not compressed: training reads single images from it, and noise is not compressible."""
+    if name not in file:
+        file.create_dataset(name, (total, *part.shape[1:]), part.numpy().dtype)
+    file[name][start : start + len(part)] = part.numpy()
+
+
+def _check_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """The corruption belongs to the data: an experiment that asks for another one is wrong, not a variant."""
+    names = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
+    other = [f"data.{name} {found.get(name)} (not {asked.get(name)})" for name in names]
     if other:
         raise UserError(
             f"{path}: made with {', '.join(other)}. Give the same, or run rsdmri-natural prepare (and what follows it) again."

@@ -5,7 +5,8 @@ import torch
 from rsdmri.mri.masks import draw_columns
 from rsdmri.mri.operators import MultiCoilMRI
 from rsdmri.operators import Identity
-from rsdmri_natural.operators import Inpainting
+from rsdmri_natural.masks import draw_boxes
+from rsdmri_natural.operators import Blur, Inpainting, SuperResolution, gaussian_kernel, motion_kernels
 
 
 def unit_maps(generator, n, coils, height, width):
@@ -39,6 +40,30 @@ def inpainting(generator):
     return Inpainting(torch.rand(3, 1, 8, 9, generator=generator) < 0.5)
 
 
+def box(generator):
+    return Inpainting(draw_boxes(3, (8, 9), 4, generator))
+
+
+def blur(generator):
+    return Blur(gaussian_kernel().expand(3, -1, -1))
+
+
+def blur_truncated(generator):
+    return Blur(gaussian_kernel(published=False).expand(3, -1, -1))
+
+
+def motion(generator):
+    return Blur(motion_kernels(3, 9, generator))
+
+
+def super_resolution(generator, factor=2):
+    return SuperResolution(torch.zeros(3), factor)
+
+
+def super_resolution_4(generator):
+    return super_resolution(generator, 4)
+
+
 def identity(generator):
     return Identity(torch.zeros(3))
 
@@ -50,5 +75,13 @@ OPERATORS = {
     "mri_2d": (mri_2d, (3, 1, 9, 12), True),
     "mri_two_sets": (mri_two_sets, (3, 2, 9, 15), True),
     "inpainting": (inpainting, (3, 3, 8, 9), False),
+    "box": (box, (3, 3, 8, 9), False),
+    "blur": (blur, (3, 3, 16, 19), False),
+    "blur_truncated": (blur_truncated, (3, 3, 17, 16), False),
+    "motion": (motion, (3, 2, 16, 17), False),
+    "super_resolution": (super_resolution, (3, 3, 8, 12), False),
+    "super_resolution_4": (super_resolution_4, (3, 3, 12, 8), False),
     "identity": (identity, (3, 3, 8, 8), False),
 }
+# Of the others the norm is at most one; reflected edges raise it.
+NORMS = {"blur": 1.03, "blur_truncated": 1.03, "motion": 1.06}
