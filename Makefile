@@ -2,8 +2,8 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: demo test test-all lint setup clean
-demo test test-all lint setup:
+.PHONY: demo demo-natural test test-all lint setup clean
+demo demo-natural test test-all lint setup:
 	$(PYTHON) scripts/dev.py $@ $(ARGS)
 
 clean:

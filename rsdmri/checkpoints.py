@@ -22,7 +22,7 @@ from .denoiser import Denoiser, build_denoiser
 from .errors import UserError
 from .files import atomic, read_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

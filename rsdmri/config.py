@@ -139,10 +139,16 @@ class DistillConfig:
     """Learning rate of the fake score."""
     lr_generator: float = 2e-4
     """Learning rate of the generator."""
-    betas: tuple[float, float] = (0.0, 0.999)
-    """Betas of both Adams."""
-    clip: float = 1.0
-    """Largest norm of each gradient; 0 for none."""
+    betas_fake: tuple[float, float] = (0.0, 0.999)
+    """Betas of the fake score's Adam."""
+    betas_generator: tuple[float, float] = (0.0, 0.999)
+    """Betas of the generator's Adam."""
+    clip_fake: float = 1.0
+    """Largest norm of the fake score's gradient; 0 for no limit."""
+    clip_generator: float = 1.0
+    """Largest norm of the generator's gradient; 0 for no limit."""
+    dropout: float | None = None
+    """Dropout of fake score and generator; by default the teacher's."""
     alpha: float = 1.2
     """Weight of the squared difference in the SiD loss (RSD Eq. 11)."""
     sigma_init: float = 2.5
@@ -174,9 +180,12 @@ class DistillConfig:
     def __post_init__(self) -> None:
         require(self.images >= 1 and self.batch >= 1, "images and batch must be at least 1")
         require(self.lr_fake > 0 and self.lr_generator > 0, "lr_fake and lr_generator must be positive")
-        require(min(self.clip, self.snapshots) >= 0, "distill: clip and snapshots must not be negative")
+        least = min(self.clip_fake, self.clip_generator, self.snapshots)
+        require(least >= 0, "distill: clip_fake, clip_generator and snapshots must not be negative")
+        require(self.dropout is None or 0 <= self.dropout < 1, "distill.dropout must lie in [0, 1)")
         require(self.ema >= 0 and self.ema_ramp >= 0, "ema and ema_ramp must not be negative")
-        require(all(0 <= beta < 1 for beta in self.betas), "distill.betas must lie in [0, 1)")
+        betas = (*self.betas_fake, *self.betas_generator)
+        require(all(0 <= beta < 1 for beta in betas), "distill.betas_fake and betas_generator must lie in [0, 1)")
         require(0 < self.t_max <= 1, "distill.t_max must lie in (0, 1]")
         require(0 < self.sigma_min < self.sigma_max, "distill needs 0 < sigma_min < sigma_max")
         require(self.sigma_init > 0, "distill.sigma_init must be positive")

@@ -97,7 +97,7 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
         _require_noise_free(law)
     device = device_of(experiment)
     f_phi = f_phi.to(device)
-    f_psi, g = copy.deepcopy(f_phi).requires_grad_(True), copy.deepcopy(f_phi).requires_grad_(True)
+    f_psi, g = (_copy(f_phi, config.dropout) for _ in range(2))
     distiller = Distiller(f_phi, f_psi, Generator(g, config.sigma_init), objective, config)
     inputs = {"teacher": weights or run / "model.safetensors", "operators": run / "operators.h5"}
     open_run(out, experiment, ("objective", "distill", "data"), inputs)
@@ -271,6 +271,15 @@ def _fresh(description: Description, seed: int) -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(make_generator(seed, INIT_STREAM).initial_seed())  # that of the CPU alone
         return description.build()
+
+
+def _copy(f_phi: Denoiser, dropout: float | None) -> Denoiser:
+    """A copy that is trained, with another dropout if one is asked for."""
+    copied = copy.deepcopy(f_phi).requires_grad_(True)
+    for module in copied.modules():
+        if isinstance(module, nn.Dropout) and dropout is not None:
+            module.p = dropout
+    return copied
 
 
 def _train(

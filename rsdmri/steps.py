@@ -104,8 +104,8 @@ class DistillStep:
         self.distiller, self.law, self.thin, self.config = distiller, law, thin, config
         self.channels, self.dtype = channels, dtype
         self.model = distiller.generator.denoiser
-        self.adam_fake = torch.optim.Adam(distiller.fake.parameters(), lr=config.lr_fake, betas=config.betas)
-        self.adam_generator = torch.optim.Adam(self.model.parameters(), lr=config.lr_generator, betas=config.betas)
+        self.adam_fake = torch.optim.Adam(distiller.fake.parameters(), lr=config.lr_fake, betas=config.betas_fake)
+        self.adam_generator = torch.optim.Adam(self.model.parameters(), lr=config.lr_generator, betas=config.betas_generator)
 
     def __call__(self, images: int, generator: torch.Generator) -> dict[str, Tensor]:
         distiller, config = self.distiller, self.config
@@ -116,7 +116,7 @@ class DistillStep:
         z, condition, operator, noise_std = self.draw(n, generator)
         sigma = distiller.objective.levels(noise_std, generator)
         fake = distiller.fake_loss(z, condition, operator, noise_std, sigma, generator).mean()
-        gradient_fake = descend(self.adam_fake, fake, config.clip)
+        gradient_fake = descend(self.adam_fake, fake, config.clip_fake)
 
         distiller.fake.requires_grad_(False).eval()
         self.model.train()
@@ -124,7 +124,7 @@ class DistillStep:
         u = config.t_max * torch.rand(n, device=generator.device, generator=generator)
         sigma = noise.karras(u, config.sigma_min, config.sigma_max)
         loss = distiller.generator_loss(z, condition, operator, noise_std, sigma, generator).mean()
-        gradient = descend(self.adam_generator, loss, config.clip)
+        gradient = descend(self.adam_generator, loss, config.clip_generator)
         return {"loss_fake": fake, "loss_generator": loss, "gradient_fake": gradient_fake, "gradient_generator": gradient}
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Any, Any, Tensor]:

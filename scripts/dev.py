@@ -1,6 +1,6 @@
 """Set-up and the developer's commands, with the standard library alone.
 
-    python3 scripts/dev.py demo | test | test-all | lint | setup [arguments of the command]
+    python3 scripts/dev.py demo | demo-natural | test | test-all | lint | setup [arguments of the command]
 
 Makes .venv once, chooses a torch that fits the machine, installs the package with its tools, and runs the command in it.
 RSDMRI_VENV names another environment, such as that of a container or a cluster; what that one has, it keeps.
@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 VERBS = {
     "demo": [["scripts/demo.py"]],
+    "demo-natural": [["scripts/demo.py", "--natural"]],
     "test": [["-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "-m", "not slow"]],
     "test-all": [["-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup"]],
     "lint": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "mypy"]],

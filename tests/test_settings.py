@@ -17,7 +17,7 @@ def test_every_configuration_of_the_package_is_valid(name):
 
 
 def test_there_are_configurations_for_both_applications():
-    assert {"mri/demo", "mri/r4", "mri/ixi_small", "natural/inpainting"} <= set(named_configs())
+    assert {"mri/demo", "mri/r4", "mri/ixi_small", "natural/demo", "natural/celebahq_sr2_noise_02"} <= set(named_configs())
     assert configs_folder().is_dir()
 
 

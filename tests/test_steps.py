@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from rsdmri.config import DistillConfig, ObjectiveConfig, PretrainConfig
-from rsdmri.denoiser import Denoiser, Generator
+from rsdmri.config import DistillConfig, NetworkConfig, ObjectiveConfig, PretrainConfig
+from rsdmri.denoiser import Denoiser, Generator, build_denoiser
 from rsdmri.distillation import Distiller
 from rsdmri.evaluation import PROXIMAL_STREAM, Evaluator
 from rsdmri.mri.domain import MRI, Bank, MRILaw
 from rsdmri.objectives import build_objective
+from rsdmri.pipeline import _copy
 from rsdmri.sampling import sample_generator
 from rsdmri.steps import DistillStep, batch_of, draw_size, indices, learning_rate_factor
 from rsdmri.tensors import make_generator
@@ -25,10 +26,17 @@ def law(n=20, coils=2, size=16, noise_std=None):
     return MRILaw({(size, size): bank}, accel=2.0, display_max=1.0)
 
 
+class Pointwise(torch.nn.Conv2d):
+    """The smallest network: it does not look at the level."""
+
+    def forward(self, x, c_noise):
+        return super().forward(x)
+
+
 def step(**options):
     config = dataclasses.replace(DistillConfig(), **options)
     the_law = law()
-    networks = [Denoiser(torch.nn.Conv2d(3, 2, 1), masked=True) for _ in range(3)]
+    networks = [Denoiser(Pointwise(3, 2, 1), masked=True) for _ in range(3)]
     objective = build_objective(ObjectiveConfig(), the_law.thin)
     distiller = Distiller(networks[0], networks[1], Generator(networks[2], 2.5), objective, config)
     return DistillStep(distiller, the_law, the_law.thin, 1, torch.complex64, config)
@@ -123,3 +131,33 @@ def test_the_proximal_distance_measures_with_a_mask_drawn_anew():
         assert not torch.equal(operator.mask, drawn.mask)
         expected = MRI().display(operator.gram(images[index : index + 1]), the_law)
         assert torch.allclose(shown[index], expected[0].to(shown.dtype), atol=0.005)
+
+
+def test_fake_and_generator_have_optimisers_of_their_own():
+    made = step(lr_fake=3e-4, lr_generator=1e-4, betas_fake=(0.1, 0.9), betas_generator=(0.5, 0.99))
+    for adam, lr, betas in ((made.adam_fake, 3e-4, (0.1, 0.9)), (made.adam_generator, 1e-4, (0.5, 0.99))):
+        assert (adam.param_groups[0]["lr"], adam.param_groups[0]["betas"]) == (lr, betas)
+
+
+def test_each_gradient_has_a_limit_of_its_own():
+    """Adam divides a gradient by its size plus 1e-8: what was cut to 1e-12 hardly moves, whatever the learning rate."""
+    for cut, moves in ((1e-12, False), (0, True)):
+        made = step(clip_fake=cut, clip_generator=1e-12 if moves else 0, lr_fake=0.1, lr_generator=0.1, batch=4)
+        before = {name: p.clone() for name, p in made.distiller.named_parameters()}
+        made(0, make_generator(0))
+        moved = {name.split(".")[0]: 0.0 for name in before}
+        for name, p in made.distiller.named_parameters():
+            moved[name.split(".")[0]] = max(moved[name.split(".")[0]], float((p - before[name]).detach().abs().max()))
+        assert moved["teacher"] == 0
+        assert (moved["fake"] > 0.05) == moves
+        assert (moved["generator"] > 0.05) == (not moves)
+
+
+def test_distillation_may_have_another_dropout():
+    teacher = build_denoiser(NetworkConfig(channels=8, dropout=0.3), channels=1, size=(16, 16), complex_images=True, masked=True)
+    for asked, expected in ((None, 0.3), (0.05, 0.05)):
+        copied = _copy(teacher, asked)
+        rates = {module.p for module in copied.modules() if isinstance(module, torch.nn.Dropout)}
+        assert rates == {expected}
+        assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), teacher.parameters(), strict=True))
+    assert {module.p for module in teacher.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
