@@ -82,6 +82,12 @@ def test_blur_is_that_of_scipy(kernel, generator):
     assert np.abs(Blur(kernels.float()).forward(x.float()).numpy() - expected).max() < 1e-5
 
 
+def test_inpainting_is_a_product_with_its_mask(generator):
+    mask = draw_pixels(2, (9, 8), 0.6, generator)
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64, generator=generator)
+    assert np.array_equal(Inpainting(mask).forward(x).numpy(), x.numpy() * mask.numpy())
+
+
 def test_the_published_kernel_is_scipys_filter_of_a_delta():
     delta = np.zeros((9, 9))
     delta[4, 4] = 1
