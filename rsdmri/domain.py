@@ -74,8 +74,8 @@ class Observations(Protocol):
 class Domain(Protocol):
     """One application of the engine."""
 
-    #: Its name in files, such as "mri".
-    name: str
+    #: How its commands begin: "rsdmri-" before the verb.
+    program: str
     channels: int
     complex_images: bool
 

@@ -59,6 +59,25 @@ def not_writable(error: BaseException) -> str | None:
     return next(map(os.strerror, codes), None)
 
 
+def walk(folder: Path | str) -> list[Path]:
+    """All files below a folder, sorted; linked folders are followed, each real one once; hidden ones are left out.
+
+    A folder that cannot be read is a :class:`UserError`.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        found += [Path(place) / name for name in names if real not in seen and not name.startswith(".")]
+        seen.add(real)
+    return sorted(found)
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Writes a text file atomically."""
     with atomic(path) as temporary:

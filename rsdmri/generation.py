@@ -80,7 +80,9 @@ class Model:
 def open_model(run: Path, domain: Domain, experiment: Any, device: torch.device, weights: Path | None = None) -> Model:
     """The model of a run folder; ``weights`` names one of its snapshots."""
     if not (run / "model.json").exists():
-        raise UserError(f"{run}: no finished run here (no model.json). Make one: rsdmri-pretrain, then rsdmri-distill")
+        raise UserError(
+            f"{run}: no finished run here (no model.json). Make one: {domain.program}pretrain, then {domain.program}distill"
+        )
     denoiser, description = load_model(run, weights)
     return Model(run, denoiser.to(device), description, domain.law(run / "operators.h5"), experiment, device)
 
@@ -117,5 +119,5 @@ def read_samples(path: Path) -> tuple[Image, dict[str, Any]]:
             if len(attributes["seeds"]) != len(images) or min(attributes["seeds"], default=0) < 0:
                 raise KeyError("one seed an image, none negative, expected")
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a file of samples ({error}). Make it: rsdmri-sample") from None
+        raise UserError(f"{path}: not a file of samples ({error}). The verb sample makes it.") from None
     return (images[:, None] if images.is_complex() else images.movedim(-1, 1)), attributes

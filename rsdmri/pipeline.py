@@ -117,7 +117,7 @@ def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run:
         (f for f in (experiment.folder / "distill", experiment.folder / "pretrain") if (f / "model.json").exists()), None
     )
     if run is None:
-        raise UserError(f"{experiment.folder}: no finished run to sample from. Make one: rsdmri-pretrain, rsdmri-distill")
+        raise UserError(f"{experiment.folder}: no finished run to sample from. Make one: {domain.program}pretrain")
     out = out or run
     model = open_model(run, domain, experiment, device_of(experiment))
     write_samples(model, out / "samples.h5", "sample")
@@ -134,7 +134,7 @@ def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, sa
         raise UsageError("the row 'observation' is that of the data themselves: name the samples otherwise")
     paths = {name: path for name, path in paths.items() if path.exists()} | dict(samples or {})
     if not paths:
-        raise UserError(f"{experiment.folder}: no samples to evaluate. Make them: rsdmri-sample")
+        raise UserError(f"{experiment.folder}: no samples to evaluate. Make them: {domain.program}sample")
     found = {name: read_samples(path) for name, path in paths.items()}
     judge = evaluator(experiment, domain, min(len(images) for images, _ in found.values()), _one_size(found, paths))
     true, proximal = judge.observation_scores()
@@ -199,7 +199,7 @@ def report(experiment: Experiment, domain: Domain, out: Path | None = None) -> P
     out = out or folder
     path = folder / "evaluate" / "metrics.json"
     if not path.exists():
-        raise UserError(f"{path}: nothing was evaluated yet. Run: rsdmri-evaluate")
+        raise UserError(f"{path}: nothing was evaluated yet. Run: {domain.program}evaluate")
     rows, samples = _results(path)
     runs = [folder / name for name in ("pretrain", "distill") if (folder / name / "metrics.jsonl").exists()]
     curves: list[Curve] = [curve for run in runs for curve in load_curves(run / "metrics.jsonl", run.name)]
@@ -226,7 +226,7 @@ def _results(path: Path) -> tuple[list[Row], dict[str, str]]:
         ]
         return rows, dict(results["samples"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not the results of an evaluation ({error!r}). Run rsdmri-evaluate again.") from None
+        raise UserError(f"{path}: not the results of an evaluation ({error!r}). Evaluate again.") from None
 
 
 def _grids(experiment: Experiment, domain: Domain, samples: Mapping[str, str]) -> list[Grid]:
@@ -296,10 +296,11 @@ def _teacher(experiment: Experiment, domain: Domain, teacher: Path | None) -> tu
     path = teacher or experiment.folder / "pretrain"
     run, weights = (path.parent.parent, path) if path.suffix == ".safetensors" else (path, None)
     if not (run / "model.json").exists():
-        program = "rsdmri-pretrain" if domain.name == "mri" else f"rsdmri-{domain.name} pretrain"
         named = [config for config in named_configs() if config.replace("/", "-") == experiment.name]
         options = f" --config {named[0]}" if named else ", with the configuration and the flags of this command"
-        raise UsageError(f"{run}: no finished teacher. Make it first:\n  {program}{options}\nor name one with --teacher RUN")
+        raise UsageError(
+            f"{run}: no finished teacher. Make it first:\n  {domain.program}pretrain{options}\nor name one with --teacher RUN"
+        )
     return run, weights
 
 

@@ -42,8 +42,8 @@ class NaturalData:
     noise_std: float = 0.0
     """Measurement noise on images in [-1, 1]; of measured images of low resolution, the noise that they have there."""
     measured: bool = False
-    """The images are themselves corrupted as described, and nothing is added. super_resolution: they have size / factor rows; not for
-    masks and motion, which nobody would know."""
+    """The images are themselves corrupted as described: they must have this size (super_resolution: size / factor), and nothing is added.
+    Not for masks and motion, which nobody would know. Clean references are those of another reference_split, if one is named."""
 
     def __post_init__(self) -> None:
         require(0 <= self.missing < 1, "data.missing must lie in [0, 1): with 1 nothing is left to learn from")

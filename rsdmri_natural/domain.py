@@ -133,7 +133,7 @@ class NaturalObservations:
 class Natural:
     """The application: real images of three channels in [-1, 1]."""
 
-    name = "natural"
+    program = "rsdmri-natural "
     channels = 3
     complex_images = False
 
@@ -143,11 +143,12 @@ class Natural:
             raise UserError("no photographs given: name a folder, a .zip or an .npz (data.images)")
         low = data.factor if data.measured and data.corruption == "super_resolution" else 1
         cache = experiment.runs / "images"
-        images, names = load_images(data.images, data.split, data.size // low, cache, data.skip_bad)
+        images, names = load_images(data.images, data.split, data.size // low, cache, data.skip_bad, exact=data.measured)
         # Before anything is written: a split that is not there leaves nothing behind.
         split = data.reference_split or data.split
-        known = bool(data.reference_split) or not data.measured
+        known = split != data.split or not data.measured
         references = load_images(data.images, split, data.size, cache, data.skip_bad) if known else None
+        (out / "references.h5").unlink(missing_ok=True)  # of an earlier data set
         with atomic(out / "observations.h5") as temporary, h5py.File(temporary, "w") as file:
             file["name"] = names
             file["noise_std"] = np.full(len(names), data.noise_on_image, np.float32)
@@ -161,7 +162,6 @@ class Natural:
                         _store(file, name, torch.cat(found), start, len(names))
             file.attrs["data"] = json.dumps(corruption_of(data))
         if references is None:
-            (out / "references.h5").unlink(missing_ok=True)  # of an earlier data set
             return
         with atomic(out / "references.h5") as temporary, h5py.File(temporary, "w") as file:
             file["images"], file["name"] = references
@@ -193,7 +193,7 @@ class Natural:
 
 def _scaled(pixels: NDArray[np.uint8]) -> Image:
     """uint8 (N, H, W, 3) to images (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(pixels).movedim(-1, 1).float() / 127.5 - 1
+    return torch.from_numpy(pixels).movedim(-1, 1).float().div_(127.5).sub_(1)  # in place: there may be many
 
 
 def _corrupted(pixels: NDArray[np.uint8], name: str, data: NaturalData, seed: int) -> Observation:

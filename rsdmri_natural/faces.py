@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rsdmri.errors import UserError
 from rsdmri.files import atomic
 from rsdmri.progress import track
 from rsdmri.tensors import number_of
@@ -62,6 +63,8 @@ def draw_face(size: int, *key: int) -> NDArray[np.uint8]:
 
 def draw_faces(config: FacesConfig, path: Path) -> None:
     """An .npz with the splits train and test."""
+    if path.suffix != ".npz":
+        raise UserError(f"{path}: the faces are written to an .npz; name it so (--out faces.npz)")
     counts = {"train": config.n, "test": -(-config.n // 5)}
     faces = {
         split: np.stack(

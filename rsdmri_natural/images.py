@@ -7,25 +7,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 
 from rsdmri.arrays import open_npz, read_array, unpickled
 from rsdmri.errors import UserError
-from rsdmri.files import atomic
+from rsdmri.files import atomic, walk
 from rsdmri.jobs import FilesFailed, run_files
 from rsdmri.tensors import number_of
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-SPLITS = ("train", "val", "test")
-PARTITION = "list_eval_partition.txt"  # CelebA: file, 0 to 2
-MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"  # CelebA-HQ: number, number in CelebA, file in CelebA
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow would run Ghostscript on others
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+PARTITION = "list_eval_partition.txt"  # CelebA: file; 0, 1 or 2 for train, val, test
+MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"  # CelebA-HQ: number; number in CelebA; file in CelebA
+CELEBA, CELEBA_HQ = "img_align_celeba", "CelebA-HQ-img"
 FFHQ = ("images1024x1024", "thumbnails128x128")
+BATCHES = ("data_batch_", "test_batch")  # CIFAR-10
 MEMBER = "!/"  # between an archive inside a folder and the name in it
 FEW = 200  # pictures for which processes of their own do not pay
 SAID = 5  # bad pictures that are named
@@ -33,67 +36,100 @@ SAID = 5  # bad pictures that are named
 Pixels = NDArray[np.uint8]
 
 
-def load_images(path: Path, split: str, size: int, cache: Path, skip_bad: bool = False) -> tuple[Pixels, list[str]]:
+def load_images(
+    path: Path, split: str, size: int, cache: Path, skip_bad: bool = False, exact: bool = False
+) -> tuple[Pixels, list[str]]:
     """The photographs of a split, (N, size, size, 3), and their names; kept in the folder ``cache`` once they were read.
 
     ``path``: a folder or a .zip of pictures, an .npz with an array for each split, or CIFAR-10's batches; ``split``: of
-    :func:`splits_of`, or "all". A picture that cannot be read, or is smaller than ``size``, is an error that names it; with
-    ``skip_bad`` it is left out and counted.
+    :func:`splits_of`, or "all". A picture that cannot be read, or is smaller than ``size`` (with ``exact``: of another size), is an
+    error that names it; with ``skip_bad`` it is left out and counted. What lies beside ``cache``, the runs, is none of the photographs.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder (data.images)")
-    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
-    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(repr((split, size, skip_bad, facts)).encode()).hexdigest()[:16]
+    files = _files(path, cache.parent.resolve())
+    facts = _facts(files)
+    key = hashlib.sha256(repr((split, size, skip_bad, exact, facts)).encode()).hexdigest()[:16]
     kept = cache / f"{path.stem}-{split}-{size}-{key}.h5"
-    if not kept.exists():
-        pixels, names, bad = _read(path, files, split, size, skip_bad)
+    try:
+        with h5py.File(kept, "r") as file:
+            pixels, names, bad = file["images"][()], file["name"].asstr()[()].tolist(), file["bad"].asstr()[()].tolist()
+    except (OSError, KeyError):  # not there, or damaged
+        pixels, names, bad = _read(path, files, split, size, skip_bad, exact)
+        if _facts(files) != facts:
+            raise UserError(f"{path}: changed while it was read. Run the same again.") from None
         with atomic(kept) as temporary, h5py.File(temporary, "w") as file:
-            file["images"], file["name"], file.attrs["bad"] = pixels, names, bad
-    with h5py.File(kept, "r") as file:
-        if file.attrs["bad"]:
-            print(f"images: {file.attrs['bad']} pictures of split '{split}' left out (data.skip_bad)", file=sys.stderr)
-        return file["images"][()], [name.decode() for name in file["name"][()]]
+            file["images"], file["name"], file["bad"] = pixels, names, np.array(bad, h5py.string_dtype())
+    if bad:
+        print(f"images: {len(bad)} pictures left out (data.skip_bad):\n{_first(bad)}", file=sys.stderr)
+    return pixels, names
 
 
-def _read(path: Path, files: Sequence[Path], split: str, size: int, skip_bad: bool) -> tuple[Pixels, list[str], int]:
-    """Pixels, names, and how many bad pictures were left out."""
+def _files(path: Path, runs: Path) -> list[Path]:
+    """The file, or all files of the folder that may matter."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder (data.images)")
+    mine = {*SUFFIXES, ".zip"}
+    found = [f for f in walk(path) if f.suffix.lower() in mine or f.name in (PARTITION, MAPPING) or f.name.startswith(BATCHES)]
+    if runs.is_relative_to(path.resolve()):
+        found = [file for file in found if runs not in file.resolve().parents]
+    return found
+
+
+def _facts(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """What tells whether files have changed."""
+    facts = []
+    for file in files:
+        try:
+            str(file).encode()
+            state = file.stat()
+        except UnicodeEncodeError:
+            raise UserError(f"{str(file)!r}: this name is not UTF-8. Rename the file.") from None
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        facts.append((str(file), state.st_size, state.st_mtime_ns))
+    return facts
+
+
+def _first(lines: Sequence[str]) -> str:
+    return "\n".join([*lines[:SAID], *([f"... and {len(lines) - SAID} more"] if len(lines) > SAID else [])])
+
+
+def _read(
+    path: Path, files: Sequence[Path], split: str, size: int, skip_bad: bool, exact: bool
+) -> tuple[Pixels, list[str], list[str]]:
+    """Pixels, names, and what was wrong with the pictures that were left out."""
     stack = _npz(path, split) if path.suffix == ".npz" else _cifar(files, split)
     if stack is not None:
-        if min(stack.shape[1:3]) < size:
-            raise UserError(f"{path}: images of {stack.shape[1]} x {stack.shape[2]}, smaller than data.size {size}")
+        _check_size(stack.shape[2], stack.shape[1], size, exact, f"{path}: ")
         return (
             np.stack([_fitted(Picture.fromarray(image), size) for image in stack]),
             [f"{split}/{i}" for i in range(len(stack))],
-            0,
+            [],
         )
+    if path.is_file() and path.suffix.lower() != ".zip":
+        raise UserError(f"{path}: expected a folder of pictures, a .zip of them, or an .npz (data.images)")
     of = splits_of(path, _names(path, files))
     names = sorted(name for name, found in of.items() if split in ("all", found))
     if not names:
-        there = (
-            ", ".join(f"{found} ({count})" for found, count in Counter(of.values()).items())
-            or f"no picture ({' '.join(sorted(SUFFIXES))})"
+        there = ", ".join(f"{found or 'in no split'} ({count})" for found, count in Counter(of.values()).items())
+        raise UserError(
+            f"{path}: nothing in the split '{split}'; found {there or f'no picture ({min(SUFFIXES)} ...)'} (data.split)"
         )
-        raise UserError(f"{path}: nothing in the split '{split}'; found {there} (data.split)")
+    if split != "all" and "" in of.values():
+        print(f"images: {list(of.values()).count('')} pictures belong to no split and are left out", file=sys.stderr)
     bad: Mapping[str, str] = {}
     pictures: Mapping[str, Pixels]
     try:
-        pictures = run_files(
-            partial(_picture, path, size), names, workers=int(len(names) < FEW), stage="images", unit="pictures", note=_no_note
-        )
+        read = partial(_picture, path, size, exact)
+        pictures = run_files(read, names, workers=int(len(names) < FEW), stage="images", unit="pictures", note=_no_note)
     except FilesFailed as error:
         pictures, bad = error.results, error.errors
-        said = "\n".join([*list(bad.values())[:SAID], *(["..."] if len(bad) > SAID else [])])
         if not skip_bad or not pictures:
-            raise UserError(
-                f"{path}: {len(bad)} of {len(names)} pictures cannot be used (--skip-bad leaves them out):\n{said}"
-            ) from None
-        print(said, file=sys.stderr)
-    return (
-        np.stack([pictures[name] for name in names if name in pictures]),
-        [name for name in names if name in pictures],
-        len(bad),
-    )
+            said = f"{path}: {len(bad)} of {len(names)} pictures cannot be used (--skip-bad leaves them out)"
+            raise UserError(f"{said}:\n{_first(list(bad.values()))}") from None
+    good = [name for name in names if name in pictures]
+    return np.stack([pictures[name] for name in good]), good, list(bad.values())
 
 
 def _no_note(_: Pixels) -> str:
@@ -101,76 +137,104 @@ def _no_note(_: Pixels) -> str:
 
 
 def _names(path: Path, files: Sequence[Path]) -> list[str]:
-    """All files, and those in archives, by names relative to ``path``."""
+    """Files, and those in archives, by names relative to ``path``."""
     found = []
+    folders = {parent for file in files for parent in file.parents}
     for file in files:
-        inside = f"{file.relative_to(path).as_posix()}{MEMBER}" if file != path else ""
-        found += [inside + name for name in _archive(file).namelist()] if file.suffix == ".zip" else [inside.removesuffix(MEMBER)]
-    return [name for name in found if not PurePosixPath(name).name.startswith(".")]
+        if file.suffix.lower() != ".zip":
+            found.append(file.relative_to(path).as_posix())
+            continue
+        if file.with_suffix("") in folders:
+            raise UserError(f"{file}: and a folder of the same name, which would be the same pictures twice. Remove one of them.")
+        inside = "" if file == path else f"{file.relative_to(path).as_posix()}{MEMBER}"
+        members = [name for name in _archive(file, file.stat().st_mtime_ns).namelist() if not name.endswith("/")]
+        found += [inside + name for name in members if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+    return found
 
 
-@lru_cache(maxsize=4)
-def _archive(path: Path) -> ZipFile:
+@lru_cache(maxsize=64)
+def _archive(path: Path, changed: int) -> ZipFile:
+    """An archive as it was when it changed last."""
     try:
         return ZipFile(path)
-    except (BadZipFile, OSError) as error:
+    except Exception as error:
         raise UserError(f"{path}: not a readable .zip ({error}). Download or copy it again.") from None
 
 
 def _content(path: Path, name: str) -> bytes:
-    if path.is_file():
-        return _archive(path).read(name)
-    archive, inside, member = name.partition(MEMBER)
-    return _archive(path / archive).read(member) if inside else (path / name).read_bytes()
+    """The bytes of one of :func:`_names`."""
+    archive, _, member = name.partition(MEMBER)
+    file = path if path.is_file() else path / archive
+    if not file.is_file() or file.suffix.lower() != ".zip":
+        return (path / name).read_bytes()
+    try:
+        return _archive(file, file.stat().st_mtime_ns).read(name if path.is_file() else member)
+    except Exception as error:  # damaged, encrypted, or compressed in a way that is not known here
+        raise UserError(f"{file}: {member or name} cannot be read ({error})") from None
 
 
 def splits_of(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """train, val or test for every picture among ``names``, by the first of these that there is.
+    """train, val or test for every picture among ``names``, or "" for those that their owners put nowhere.
 
-    CelebA's list (for CelebA-HQ through its mapping); folders train, val, test, as AFHQ-v2 has them; of FFHQ its first 60,000 to
-    train and the others to val, as its owners say; else a hash of the name: 8 in 10, 1, 1.
+    By the first that there is of: CelebA's list (for CelebA-HQ through its mapping); folders train, val, test, as AFHQ-v2 has them;
+    FFHQ's first 60,000 for train and the others for val, as its owners say; a hash of the name: 8 in 10, 1, 1.
     """
     pictures = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
     lists = {PurePosixPath(name).name: name for name in names}
-    parts = {name: (path.name, *PurePosixPath(name.replace(MEMBER, "/")).parts) for name in pictures}
-    if PARTITION in lists:
-        of = {PurePosixPath(row[0]).stem: SPLITS[int(row[1])] for row in _rows(path, lists[PARTITION], 2)}
-        if MAPPING in lists:
+    stem = {name: PurePosixPath(name).stem for name in pictures}
+    parts = {name: (path.name, *PurePosixPath(name.replace(MEMBER, "/")).parts[:-1]) for name in pictures}
+
+    def within(folder: str) -> list[str]:
+        return [name for name in pictures if any(part.removesuffix(".zip") == folder for part in parts[name])]
+
+    hq, celeba = within(CELEBA_HQ) if MAPPING in lists else [], within(CELEBA)
+    if hq or celeba:
+        of = {}
+        if PARTITION in lists:
+            of = {PurePosixPath(row[0]).stem: ("train", "val", "test")[int(row[1])] for row in _rows(path, lists[PARTITION], 2)}
+        if hq:
             of = {row[0]: of.get(PurePosixPath(row[2]).stem, "") for row in _rows(path, lists[MAPPING], 3)}
-        # The photographs in the wild have the names of the aligned ones.
-        aligned = [name for name in pictures if "img_align_celeba" in name] or pictures
-        return {name: of[PurePosixPath(name).stem] for name in aligned if of.get(PurePosixPath(name).stem)}
-    folders = {name: next((part for part in parts[name] if part in SPLITS), "") for name in pictures}
-    if all(folders.values()):
+        return {name: of.get(stem[name], "") for name in hq or celeba}
+    folders = {name: next((SPLITS[part.lower()] for part in parts[name] if part.lower() in SPLITS), "") for name in pictures}
+    if any(folders.values()):
         return folders
     for folder in FFHQ:
-        chosen = [name for name in pictures if folder in parts[name] and PurePosixPath(name).stem.isdecimal()]
+        chosen = [name for name in within(folder) if stem[name].isdecimal()]
         if chosen:
-            return {name: "train" if int(PurePosixPath(name).stem) < 60_000 else "val" for name in chosen}
+            return {name: "train" if int(stem[name]) < 60_000 else "val" for name in chosen}
     return {name: {0: "test", 1: "val"}.get(number_of(name) % 10, "train") for name in pictures}
 
 
 def _rows(path: Path, name: str, columns: int) -> list[list[str]]:
     """The rows of a list that begin with a number or a file."""
-    rows = [
-        row for row in map(str.split, _content(path, name).decode(errors="replace").splitlines()) if row and row[0][0].isdigit()
-    ]
+    text = _content(path, name).decode("utf-8-sig", errors="replace")
+    rows = [row for row in map(str.split, text.splitlines()) if row and row[0][0].isdigit()]
     if not rows or any(len(row) < columns or (columns == 2 and row[1] not in ("0", "1", "2")) for row in rows):
         raise UserError(f"{path}: {name} is not the list of its data set: {columns} columns expected. Download it again.")
     return rows
 
 
-def _picture(path: Path, size: int, name: str) -> Pixels:
+def _picture(path: Path, size: int, exact: bool, name: str) -> Pixels:
     """One picture of a folder or an archive."""
     try:
-        with Picture.open(io.BytesIO(_content(path, name))) as picture:
+        with Picture.open(io.BytesIO(_content(path, name)), formats=FORMATS) as picture:
             picture.load()  # a truncated file is noticed here
             upright = ImageOps.exif_transpose(picture)
-            if min(upright.size) < size:
-                raise UserError(f"{upright.width} x {upright.height}, smaller than data.size {size}")
+            _check_size(upright.width, upright.height, size, exact)
             return _fitted(_rgb(upright), size)
+    except UnidentifiedImageError:
+        raise UserError(f"{path / name}: not a picture ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's readers each have their own
         raise UserError(f"{path / name}: {error}") from None
+
+
+def _check_size(width: int, height: int, size: int, exact: bool, where: str = "") -> None:
+    if exact and (width, height) != (size, size):
+        raise UserError(
+            f"{where}{width} x {height}, and measured pictures are taken as they are: {size} x {size} expected (data.size)"
+        )
+    if min(width, height) < size:
+        raise UserError(f"{where}{width} x {height}, smaller than data.size {size}")
 
 
 def _rgb(picture: Picture.Image) -> Picture.Image:
@@ -207,9 +271,13 @@ def _npz(path: Path, split: str) -> Pixels:
 
 def _cifar(files: Sequence[Path], split: str) -> Pixels | None:
     """CIFAR-10's batches of 10,000, (N, 32, 32, 3), if that is what the files are: python (pickled) or binary (a label and 3 planes)."""
-    batches = [file for file in files if file.name.startswith(("data_batch_", "test_batch")) and file.suffix in ("", ".bin")]
+    batches = [file for file in files if file.name.startswith(BATCHES) and file.suffix in ("", ".bin")]
     if not batches:
         return None
+    if len({file.suffix for file in batches}) > 1:
+        raise UserError(
+            f"{batches[0]}: and binary batches, which would be the same images twice. Name one of the folders (data.images)."
+        )
     chosen = [file for file in batches if split in ("all", "test" if file.name.startswith("test") else "train")]
     if not chosen:
         raise UserError(f"{batches[0].parent}: CIFAR-10 has the splits train and test, not '{split}' (data.split)")

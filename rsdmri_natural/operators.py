@@ -129,13 +129,12 @@ def gaussian_kernel(width: int = 9, std: float = 2.0, published: bool = True) ->
     repeated edges, which folds what lies outside back in; else the Gaussian cut off at the edges.
     """
     radius = int(4 * std + 0.5) if published else width // 2
-    distance = torch.arange(2 * width + radius + 1, dtype=torch.float64)
-    weight = torch.where(distance <= radius, torch.exp(-(distance**2) / (2 * std**2)), 0)
-    weight = weight / (2 * weight.sum() - weight[0])
-    index = torch.arange(width)
-    line = weight[(index - width // 2).abs()]
-    if published:  # the delta at width // 2, and its mirror images about -1/2 and width - 1/2
-        line = line + weight[index + width // 2 + 1] + weight[2 * width - 1 - width // 2 - index]
+    distance = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weight = torch.exp(-(distance**2) / (2 * std**2))
+    # Where each weight of a filter at the middle falls; outside it is mirrored about -1/2 and width - 1/2, as often as it takes.
+    place = (torch.arange(-radius, radius + 1) + width // 2) % (2 * width)
+    place = torch.where(place < width, place, 2 * width - 1 - place)
+    line = torch.zeros(width, dtype=torch.float64).index_add(0, place, weight / weight.sum())
     return torch.outer(line, line)
 
 

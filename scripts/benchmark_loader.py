@@ -58,7 +58,7 @@ def main() -> int:
         timed("files, from the cache", n, lambda: load_images(files, "all", size, runs / "images"))
         data = NaturalData(images=files, split="all", size=size, corruption="inpainting", noise_std=0.2)
         experiment = NaturalExperiment(name="x", runs=runs, data=data)
-        timed("prepare (corrupted once, written)", 2 * n, lambda: Natural().prepare(experiment, runs))
+        timed("prepare (corrupted once, written)", n, lambda: Natural().prepare(experiment, runs))
         path = runs / "observations.h5"
         held = NaturalObservations(path, data)
         timed("batches, held in memory", n, lambda: epoch(held))

@@ -13,8 +13,9 @@ from typing import Any
 
 from rsdmri import pipeline
 from rsdmri.checkpoints import snapshots
-from rsdmri.config import Experiment
+from rsdmri.config import Experiment, to_tree
 from rsdmri.domain import Domain
+from rsdmri.errors import UserError
 from rsdmri.evaluation import Evaluator
 from rsdmri.files import read_json, write_json
 from rsdmri.generation import read_samples
@@ -57,8 +58,12 @@ def swd(scores: Any) -> float:
 
 def compare(experiment: Experiment, domain: Domain, images: int, n: int, path: Path) -> dict[str, Any]:
     """Trains, chooses the teacher, distils it, scores all rows and writes the JSON ``path``; ``experiment`` is a lengthened one."""
+    settings = {name: part for name, part in to_tree(experiment).items() if name not in ("runs", "device")}
     if path.exists():
-        return dict(read_json(path))
+        result = dict(read_json(path))
+        if result["settings"] != settings:
+            raise UserError(f"{path}: of other settings. Move it away, or take another folder with --runs.")
+        return result
     if not (experiment.folder / "prepare" / "observations.h5").exists():
         pipeline.prepare(experiment, domain)
     teacher_run = pipeline.pretrain(experiment, domain)
@@ -77,6 +82,7 @@ def compare(experiment: Experiment, domain: Domain, images: int, n: int, path: P
     result = {
         "name": experiment.name,
         "seed": experiment.seed,
+        "settings": settings,
         "n": judge.n,
         "rows": {
             "observation": {"metrics": true, "proximal": proximal},

@@ -15,7 +15,7 @@ ROWS = [
     {"settings", "operators", "noise", "nn"},
     {"observations", "denoiser"},
     {"objectives", "sampling", "metrics"},
-    {"distillation", "checkpoints"},
+    {"distillation", "theory", "checkpoints"},
     {"training", "jobs"},
     {"domain"},
     {"steps", "runs", "generation", "evaluation", "reporting", "report_charts"},

@@ -93,6 +93,7 @@ def test_celeba(tmp_path):
     (root / "Eval/list_eval_partition.txt").write_text("000001.jpg 0\n000002.jpg 0\n000003.jpg 1\n000004.jpg 2\n")
     images, found = load_images(root, "train", 64, tmp_path / "cache")
     assert [name.rpartition("/")[2] for name in found] == ["000001.jpg", "000002.jpg"]
+    assert len(names(root, "all", 64)) == 4
     content = io.BytesIO()
     Picture.fromarray(noise(2, (218, 178))).save(content, "JPEG", progressive=True)
     square = Picture.open(content).crop((0, 20, 178, 198)).resize((64, 64), Picture.Resampling.LANCZOS)
@@ -100,6 +101,9 @@ def test_celeba(tmp_path):
     assert [name[-10:] for name in names(root, "test", 64)] == ["000004.jpg"]
     (root / "Eval/list_eval_partition.txt").write_text("<html>")
     with pytest.raises(UserError, match=r"list_eval_partition\.txt is not the list"):
+        names(root, "train", 64)
+    (root / "Eval/list_eval_partition.txt").unlink()
+    with pytest.raises(UserError, match=r"nothing in the split 'train'; found in no split \(4\)"):
         names(root, "train", 64)
 
 
@@ -110,7 +114,11 @@ def test_celeba_hq(tmp_path):
     (root / "CelebA-HQ-to-CelebA-mapping.txt").write_text(
         "idx  orig_idx  orig_file\n0  119612  119613.jpg\n1  99094  099095.jpg\n2  3  000004.jpg\n"
     )
-    (root / "list_eval_partition.txt").write_text("119613.jpg 0\n099095.jpg 2\n000004.jpg 0\n")
+    write(root / "CelebAMask-HQ-mask-anno/0/00000_skin.png")  # a mask, and no photograph
+    assert names(root) == [f"CelebA-HQ-img/{i}.jpg" for i in range(3)]
+    with pytest.raises(UserError, match="found in no split"):
+        names(root, "train")
+    (root / "list_eval_partition.txt").write_text("119613.jpg 0\r\n099095.jpg 2\r\n000004.jpg 0\r\n", encoding="utf-8-sig")
     assert names(root, "train") == ["CelebA-HQ-img/0.jpg", "CelebA-HQ-img/2.jpg"]
     assert names(root, "test") == ["CelebA-HQ-img/1.jpg"]
 
@@ -124,6 +132,85 @@ def test_afhq_and_ffhq(tmp_path):
     assert list(splits_of(tmp_path, [*many, "LICENSE.txt"]).values()) == ["train", "train", "val", "val"]
     write(tmp_path / "ffhq" / many[2])
     assert names(tmp_path / "ffhq", "val") == [many[2]]
+
+
+def test_pictures_outside_the_folders_of_the_splits(tmp_path, capsys):
+    for name in ("Train/a.png", "Test/b.png", "overview.png"):
+        write(tmp_path / "set" / name)
+    assert names(tmp_path / "set", "train") == ["Train/a.png"]
+    assert "1 pictures belong to no split" in capsys.readouterr().err
+    assert len(names(tmp_path / "set", "all")) == 3
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path):
+    write(tmp_path / "disk/a.png")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train").symlink_to(tmp_path / "disk")
+    (tmp_path / "set/train/loop").symlink_to(tmp_path / "set")
+    assert names(tmp_path / "set", "train") == ["train/a.png"]
+    (tmp_path / "set/broken.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"broken.png: cannot be read"):
+        names(tmp_path / "set", "train")
+
+
+def test_what_the_runs_left_among_the_photographs_is_none(tmp_path):
+    path = folder(tmp_path)
+    for _ in range(2):
+        assert len(load_images(path, "all", 16, path / "runs/images")[1]) == 12
+        write(path / "runs/x/distill/samples.png")
+    write(path / ".ipynb_checkpoints/000-checkpoint.png")
+    assert len(load_images(path, "all", 16, path / "runs/images")[1]) == 12
+
+
+def test_the_same_pictures_twice(tmp_path):
+    path = folder(tmp_path)
+    (tmp_path / "set").mkdir()
+    path.rename(tmp_path / "set/p")
+    with zipfile.ZipFile(tmp_path / "set/p.zip", "w") as archive:
+        archive.write(tmp_path / "set/p/000.png", "000.png")
+    with pytest.raises(UserError, match=r"p.zip: and a folder of the same name"):
+        names(tmp_path / "set")
+
+
+def test_an_archive_that_changed_is_opened_again(tmp_path):
+    for shade in (0, 100):
+        content = io.BytesIO()
+        Picture.new("L", (16, 16), shade).save(content, "PNG")
+        with zipfile.ZipFile(tmp_path / "a.ZIP", "w") as archive:
+            archive.writestr("folder/", b"")
+            archive.writestr("a.png", content.getvalue() + b" " * shade)
+        assert (load_images(tmp_path / "a.ZIP", "all", 16, tmp_path / "cache")[0] == shade).all()
+
+
+def test_a_damaged_cache_is_made_again(tmp_path):
+    path = folder(tmp_path)
+    images, _ = load_images(path, "all", 16, tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(kept.read_bytes()[:500])
+    assert np.array_equal(load_images(path, "all", 16, tmp_path / "cache")[0], images)
+
+
+def test_skipping_is_no_licence_for_those_who_do_not(tmp_path):
+    path = folder(tmp_path)
+    (path / "bad.png").touch()
+    load_images(path, "all", 16, tmp_path / "cache", skip_bad=True)
+    with pytest.raises(UserError, match="1 of 13"):
+        load_images(path, "all", 16, tmp_path / "cache")
+
+
+def test_strange_names(tmp_path):
+    for name in ("Wow!/ä ö.png", "Wow!/b.PNG"):
+        write(tmp_path / "p" / name)
+    assert names(tmp_path / "p") == ["Wow!/b.PNG", "Wow!/ä ö.png"]
+    write(tmp_path / "p/x.png").rename(tmp_path / "p" / b"caf\xe9.png".decode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        names(tmp_path / "p")
+
+
+def test_what_is_no_set_of_pictures(tmp_path):
+    write(tmp_path / "one.png")
+    with pytest.raises(UserError, match="expected a folder of pictures"):
+        names(tmp_path / "one.png")
 
 
 class AsPython2(pickle._Pickler):
@@ -180,6 +267,19 @@ def test_nothing_in_a_batch_is_executed(tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
+def test_no_other_program_is_started(tmp_path, monkeypatch):
+    """Pillow gives PostScript to Ghostscript, whatever the file's name."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
+    (tmp_path / "bin/gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/evil.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n")
+    with pytest.raises(UserError, match="not a picture"):
+        names(tmp_path / "p")
+    assert not (tmp_path / "executed").exists()
+
+
 # ------------------------------------------------------------------ modes of pictures
 
 
@@ -191,7 +291,11 @@ def one(tmp_path, picture, name="a.png", size=16, **options):
 
 def test_grey_of_8_and_16_bits(tmp_path):
     grey = noise(0, (16, 16), 1)[..., 0]
-    for part, picture in (("8", grey), ("16", grey.astype(np.uint16) * 257)):
+    for part, picture in (
+        ("8", grey),
+        ("16", grey.astype(np.uint16) * 257),
+        ("near", (grey.astype(int) * 257 - 100).clip(0).astype(np.uint16)),
+    ):
         (tmp_path / part).mkdir()
         assert np.array_equal(one(tmp_path / part, Picture.fromarray(picture)), grey[..., None].repeat(3, -1))
 
@@ -252,7 +356,9 @@ def test_bad_pictures_are_named_counted_and_skipped(tmp_path, kind, capsys, monk
     assert not list((tmp_path / "runs").rglob("*.h5"))
     for _ in range(2):  # also where the others are kept already
         assert run_command(APPLICATION, "prepare", *flags, "--skip-bad") == 0
-        assert "1 pictures of split 'all' left out" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "images: 1 pictures left out (data.skip_bad)" in error
+        assert f"{bad}: " in error
     assert (tmp_path / "runs/x/prepare/observations.h5").exists()
 
 
@@ -263,14 +369,14 @@ def test_many_bad_pictures_are_not_all_listed(tmp_path):
     with pytest.raises(UserError) as error:
         names(path)
     assert str(error.value).count(".png: ") == 5
-    assert str(error.value).endswith("...")
+    assert str(error.value).endswith("... and 4 more")
 
 
 def test_nothing_to_learn_from(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"nothing in the split 'train'; found no picture \(.bmp"):
         names(tmp_path / "empty", "train")
-    with pytest.raises(UserError, match=r"nothing in the split 'vla'; found train"):
+    with pytest.raises(UserError, match=r"nothing in the split 'vla'; found \w+ \(\d+\)"):
         names(folder(tmp_path), "vla")
     with pytest.raises(UserError, match="no such file or folder"):
         names(tmp_path / "nowhere")
@@ -291,7 +397,7 @@ def test_arrays_are_cut_to_squares_and_resized(tmp_path):
     images, found = load_images(tmp_path / "a.npz", "train", 16, tmp_path / "cache")
     assert np.array_equal(images, np.load(tmp_path / "a.npz")["train"][:, 4:20])
     assert found == ["train/0", "train/1"]
-    with pytest.raises(UserError, match=r"24 x 16, smaller than data\.size 32"):
+    with pytest.raises(UserError, match=r"16 x 24, smaller than data\.size 32"):
         names(tmp_path / "a.npz", "train", 32)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run_command
+from PIL import Image as Picture
 from scipy.ndimage import correlate, gaussian_filter
 
 from rsdmri.domain import Law
@@ -95,6 +96,13 @@ def test_the_published_kernel_is_scipys_filter_of_a_delta():
     assert gaussian_kernel()[4, 4].item() == pytest.approx(0.03979, abs=1e-5)
 
 
+@pytest.mark.parametrize(("width", "std"), [(9, 2), (5, 2), (3, 2), (9, 4), (1, 2), (15, 1.5)])
+def test_published_kernels_of_other_sizes(width, std):
+    delta = np.zeros((width, width))
+    delta[width // 2, width // 2] = 1
+    assert np.abs(gaussian_kernel(width, std).numpy() - gaussian_filter(delta, std)).max() < 1e-15
+
+
 def test_the_truncated_kernel_is_a_gaussian():
     kernel = gaussian_kernel(published=False)
     y, x = np.mgrid[-4:5, -4:5]
@@ -106,12 +114,16 @@ def test_motion_keeps_the_brightness_and_has_a_direction(generator):
     kernels = motion_kernels(200, 9, generator)
     assert torch.allclose(kernels.sum((1, 2)), torch.ones(200, dtype=torch.float64))
     assert (kernels >= 0).all()
-    spread = torch.arange(-4, 5, dtype=torch.float64) ** 2
+    offset = torch.arange(-4, 5, dtype=torch.float64)
+    spread = offset**2
     along_y, along_x = torch.einsum("nhw,h->n", kernels, spread), torch.einsum("nhw,w->n", kernels, spread)
     # Points spread evenly over a line of 8 pixels, with the bilinear weights' own width.
     assert torch.allclose(along_y + along_x, torch.full((200,), 8.0**2 / 12, dtype=torch.float64), atol=1.0)
     assert (along_y > 4 * along_x).any()
     assert (along_x > 4 * along_y).any()
+    falling = torch.einsum("nhw,h,w->n", kernels, spread.sqrt() * offset.sign(), spread.sqrt() * offset.sign())
+    assert (falling > 1).any()  # both diagonals
+    assert (falling < -1).any()
 
 
 @pytest.mark.parametrize("factor", [2, 4])
@@ -213,6 +225,67 @@ def test_a_data_set_that_does_not_fit_in_memory_reads_the_same(tmp_path, monkeyp
         assert torch.equal(whole.batch(indices).operator.kernel, parts.batch(indices).operator.kernel)
 
 
+def test_the_corruption_belongs_to_the_name_and_the_seed(tmp_path):
+    """Not to the place in the set: the same picture under another number keeps its mask."""
+    rows = pictures(5)
+    for part in ("all", "less"):
+        for number in range(5) if part == "all" else (2, 4):
+            (tmp_path / part).mkdir(exist_ok=True)
+            Picture.fromarray(rows[number]).save(tmp_path / part / f"{number}.png")
+    flags = ["--data.split", "all", "--data.size", "16", "--runs", tmp_path / "runs", "--data.noise-std", "0.1"]
+    found = {}
+    for name, seed in (("all", "0"), ("less", "0"), ("all", "1")):
+        assert run("prepare", "--data.images", tmp_path / name, "--name", name + seed, "--seed", seed, *flags) == 0
+        found[name + seed] = NaturalObservations(
+            tmp_path / f"runs/{name}{seed}/prepare/observations.h5", NaturalData(size=16, noise_std=0.1)
+        )
+    first, second = found["all0"].batch([2, 4]), found["less0"].batch([0, 1])
+    assert torch.equal(first.y, second.y)
+    assert torch.equal(first.operator.mask, second.operator.mask)
+    assert not torch.equal(found["all1"].batch([2, 4]).operator.mask, first.operator.mask)
+
+
+def test_noise_lies_on_every_pixel(tmp_path):
+    data, _ = prepared(tmp_path, n=40, corruption="inpainting", noise_std=0.2)
+    obs = data.batch(range(40))
+    hidden = obs.y[(~obs.operator.mask).expand_as(obs.y)]
+    assert hidden.std().item() == pytest.approx(0.2, rel=0.05)
+
+
+def test_the_kernel_is_the_one_that_is_asked_for():
+    for kind in ("published", "truncated"):
+        operator, _ = law_of(NaturalData(corruption="blur", kernel=kind)).draw(1, (32, 32), make_generator(0))
+        assert torch.allclose(operator.kernel[0], gaussian_kernel(published=kind == "published").float())
+
+
+def test_another_look_draws_another_mask():
+    law = law_of(NaturalData(size=16))
+    operator, _ = law.draw(4, (16, 16), make_generator(0))
+    assert not torch.equal(law.rescan(operator, make_generator(1)).mask, operator.mask)
+
+
+@pytest.mark.parametrize("corruption", ["noise", "blur"])
+def test_nothing_is_done_to_measured_images(tmp_path, corruption, capsys):
+    fields = {"corruption": corruption, "noise_std": 0.2}
+    np.savez(tmp_path / "pictures.npz", train=pictures(4))
+    flags = [
+        "--data.images",
+        tmp_path / "pictures.npz",
+        "--data.corruption",
+        corruption,
+        "--data.noise-std",
+        "0.2",
+        "--data.measured",
+    ]
+    where = ["--runs", tmp_path / "runs", "--name", "x"]
+    assert run("prepare", *flags, *where, "--data.size", "16", "--data.reference-split", "train") == 0
+    data = NaturalObservations(tmp_path / "runs/x/prepare/observations.h5", NaturalData(size=16, measured=True, **fields))
+    assert torch.allclose(data.batch(range(4)).y, torch.from_numpy(pictures(4)).movedim(-1, 1).float() / 127.5 - 1)
+    assert not (tmp_path / "runs/x/prepare/references.h5").exists()  # what was measured is no clean image
+    assert run("prepare", *flags, *where, "--data.size", "8") == 1
+    assert "16 x 16, and measured pictures are taken as they are: 8 x 8 expected" in capsys.readouterr().err
+
+
 def test_measured_images_are_taken_as_they_are(tmp_path):
     low = pictures(5, 8)
     np.savez(tmp_path / "low.npz", train=low)
@@ -227,6 +300,8 @@ def test_measured_images_are_taken_as_they_are(tmp_path):
     ]
     assert run("prepare", *flags, "--data.noise-std", "0.1", "--runs", tmp_path / "runs", "--name", "x") == 0
     data = NaturalData(size=16, corruption="super_resolution", measured=True, noise_std=0.1)
+    _, noise_std = law_of(data).draw(2, (16, 16), make_generator(0))
+    assert torch.allclose(noise_std, torch.full((2,), 0.2, dtype=torch.float32))
     obs = NaturalObservations(tmp_path / "runs/x/prepare/observations.h5", data).batch(range(5))
     expected = torch.from_numpy(low).movedim(-1, 1).float() / 127.5 - 1
     assert torch.allclose(obs.operator.forward(obs.y), replicated(expected, 2), atol=1e-6)

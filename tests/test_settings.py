@@ -83,3 +83,29 @@ def test_numbers_are_finite_and_within_their_limits(tmp_path, text):
     (tmp_path / "x.yaml").write_text(text + "\n")
     with pytest.raises(UsageError, match=r"finite|negative"):
         load_experiment(MRIExperiment, [str(tmp_path / "x.yaml")])
+
+
+# data set, noise: network, dropout of the teacher, batch, rate, images; then batch, rate, beta1 of G, alpha, images of the distillation.
+PUBLISHED = {
+    "cifar10": ((2, 2, 2), 0.13, 512, 1e-4, 200e6, 256, 1e-5, 0.0, 1.2, 100e6),
+    "ffhq": ((1, 2, 2, 2), 0.05, 256, 2e-4, 100e6, 512, 1e-5, 0.9, 1.2, 15e6),
+    "celebahq": ((1, 2, 2, 2), 0.15, 256, 2e-4, 100e6, 512, 1e-5, 0.9, 1.2, 15e6),
+    "afhqv2": ((1, 2, 2, 2), 0.25, 256, 2e-4, 100e6, 512, 5e-6, 0.0, 1.0, 15e6),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in named_configs() if name.startswith("natural/") and "_noise_0" in name])
+def test_recipes_of_photographs_carry_the_published_numbers(name):
+    data, _, rest = name.removeprefix("natural/").partition("_")
+    experiment = load_experiment(NaturalExperiment, [name])
+    pretrain, distill = experiment.pretrain, experiment.distill
+    network, dropout, batch, lr, images, *second = PUBLISHED[data]
+    assert (experiment.network.multipliers, experiment.network.dropout) == (network, dropout)
+    assert (pretrain.batch, pretrain.lr, pretrain.images, pretrain.warmup) == (batch, lr, images, 10e6)
+    if not rest.startswith(("blur", "sr2", "inpainting")):
+        found = (distill.batch, distill.lr_generator, distill.betas_generator[0], distill.alpha, distill.images)
+        assert (*found, distill.lr_fake) == (*second, second[1])
+    noise_std = {"noise_0": 0.0, "noise_01": 0.1, "noise_02": 0.2, "noise_04": 0.4}["noise" + rest.rpartition("noise")[2]]
+    assert experiment.data.noise_std == experiment.sample.stop == noise_std
+    assert experiment.objective.kind == ("tweedie" if noise_std else "standard")
+    assert (distill.sigma_init, distill.t_max, distill.ema) == (2.5, 0.8, 500_000)

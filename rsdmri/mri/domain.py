@@ -179,7 +179,7 @@ class MRIObservations:
 class MRI:
     """The application: complex images of one channel, column masks, measured coil maps."""
 
-    name = "mri"
+    program = "rsdmri-"
     channels = 1
     complex_images = True
 
