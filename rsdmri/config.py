@@ -149,6 +149,9 @@ class DistillConfig:
     """Largest norm of the generator's gradient; 0 for no limit."""
     dropout: float | None = None
     """Dropout of fake score and generator; by default the teacher's."""
+    divergence: Literal["sid", "dmd", "sds"] = "sid"
+    """What teacher and fake are compared by: score identity (RSD Eq. 11), the gradient of the KL divergence (distribution matching), or
+    the teacher alone (score distillation sampling; there is no fake)."""
     alpha: float = 1.2
     """Weight of the squared difference in the SiD loss (RSD Eq. 11)."""
     sigma_init: float = 2.5
@@ -161,6 +164,8 @@ class DistillConfig:
     """sigma(1)."""
     space: Literal["measured", "image", "kept"] = "measured"
     """Where the two predictions are compared; image only for data without measurement noise."""
+    fake_space: Literal["measured", "kept"] = "measured"
+    """Where the fake score's loss is taken: measured, as the teacher's; kept, on the further corrupted mask (published for ambient)."""
     condition: Literal["drawn", "full"] = "drawn"
     """What an ambient generator is shown: a mask of the data's further corrupted law (published), or everything."""
     measured_by: Literal["rescan", "independent"] = "rescan"
@@ -202,8 +207,10 @@ class SampleConfig:
     """Sample i has the seed first_seed + i, and depends on nothing else."""
     batch: int = 50
     """Images at a time; does not change them."""
+    sampler: Literal["heun", "euler"] = "heun"
+    """heun: of second order, 2 steps - 1 calls of the network; euler: of first order, one call a step."""
     steps: int = 18
-    """Levels of the teacher's sampler: 2 steps - 1 calls of the network."""
+    """Levels of the teacher's sampler."""
     sigma_min: float = 0.002
     """The lowest level before zero."""
     sigma_max: float = 80.0

@@ -5,6 +5,8 @@ r"""Restoration score distillation (RSD Algorithm 6): a teacher becomes a one-st
                 r, q = predictions of the teacher f_phi and of the fake f_psi;  w = target
 
     SiD (RSD Eq. 11):  sum Re[conj(r - q)(r - w)] - alpha |r - q|^2,  times 1 / max(mean |w - r|, 1e-5), detached
+    DMD:               the gradient q - r in the direction of w, which is that of KL(p_G, p_X) up to s^2      (Yin et al. 2024)
+    SDS:               the gradient w - r: the teacher alone, whose minimum is a mode                         (Poole et al. 2023)
 
 The masks of A and A' are independent of the one that G is shown: were A the operator that G was shown, G would be judged only where
 it was told. Gradients flow through x_g and through the inputs of both score networks, which are frozen by
@@ -34,6 +36,19 @@ def sid_loss(r: Image, q: Image, w: Image, alpha: float) -> PerSample:
     return loss / _mean_residual(w - r).clamp(min=SMALLEST_RESIDUAL)
 
 
+def dmd_loss(r: Image, q: Image, w: Image) -> PerSample:
+    """A loss whose gradient with respect to w is (q - r) / mean |w - r|: of distribution matching (Yin et al. 2024, arXiv 2311.18828).
+
+    Its value means nothing: r, q and the weight are detached.
+    """
+    return sum_samples(((q - r).detach().conj() * w).real) / _mean_residual(w - r).clamp(min=SMALLEST_RESIDUAL)
+
+
+def sds_loss(r: Image, w: Image) -> PerSample:
+    """A loss whose gradient with respect to w is (w - r) / mean |w - r|: eps_phi - eps (Poole et al. 2023, arXiv 2209.14988)."""
+    return dmd_loss(r, w, w)
+
+
 def _mean_residual(residual: Tensor) -> PerSample:
     """mean |residual| over all real components, masked ones included; detached."""
     residual = residual.detach()
@@ -52,8 +67,9 @@ class Distiller(nn.Module):
         self, teacher: Denoiser, fake: Denoiser, generator: Generator, objective: Objective, config: DistillConfig
     ) -> None:
         super().__init__()
-        if config.space != "measured" and not objective.masked:
-            raise UserError(f"distill.space '{config.space}' exists only for objective 'ambient'")
+        for option in ("space", "fake_space"):
+            if getattr(config, option) != "measured" and not objective.masked:
+                raise UserError(f"distill.{option} '{getattr(config, option)}' exists only for objective 'ambient'")
         self.teacher = teacher.requires_grad_(False).eval()
         self.fake = fake
         self.generator = generator
@@ -76,7 +92,7 @@ class Distiller(nn.Module):
         """The teacher's objective on generated, corrupted observations; (B,). No gradient reaches the generator."""
         with torch.no_grad():
             obs = observe(self.generate(z, condition), operator, noise_std, generator)
-        return self.objective.loss(self.fake, obs, sigma, generator)
+        return self.objective.loss(self.fake, obs, sigma, generator, self.config.fake_space)
 
     def generator_loss(
         self,
@@ -87,16 +103,30 @@ class Distiller(nn.Module):
         sigma: PerSample,
         generator: torch.Generator | None = None,
     ) -> PerSample:
-        """The SiD loss of the generator; (B,). The fake must have been frozen by ``requires_grad_(False)``."""
-        x_g = self.generate(z, condition)
+        """The loss of the generator; (B,). The fake must have been frozen by ``requires_grad_(False)``."""
+        return self.compare(self.generate(z, condition), operator, noise_std, sigma, generator)
+
+    def compare(
+        self,
+        x_g: Image,
+        operator: LinearOperator,
+        noise_std: PerSample,
+        sigma: PerSample,
+        generator: torch.Generator | None = None,
+    ) -> PerSample:
+        """The loss of generated images: how teacher and fake differ on what the data's corruption leaves of them."""
         obs = self.compared(x_g, operator, noise_std, generator)
         perturbed = self.objective.perturb(obs, sigma, generator)
         space = self.config.space
-        r = self.objective.predict(self.teacher, perturbed, obs, space)
-        q = self.objective.predict(self.fake, perturbed, obs, space)
         # The only place where the image itself may be the target: here it is the generator's own.
         w = x_g * operator.support() if space == "image" else self.objective.target(perturbed, obs, space)
-        return sid_loss(r, q, w, self.config.alpha)
+        # DMD and SDS take no gradient through the scores.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.divergence == "sid"):
+            r = self.objective.predict(self.teacher, perturbed, obs, space)
+            q = self.objective.predict(self.fake, perturbed, obs, space) if self.config.divergence != "sds" else r
+        if self.config.divergence == "sid":
+            return sid_loss(r, q, w, self.config.alpha)
+        return dmd_loss(r, q, w) if self.config.divergence == "dmd" else sds_loss(r, w)
 
     def compared(
         self, x_g: Image, operator: LinearOperator, noise_std: PerSample, generator: torch.Generator | None = None

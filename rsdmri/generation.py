@@ -20,7 +20,7 @@ from .errors import UserError
 from .files import atomic
 from .operators import LinearOperator
 from .progress import Progress
-from .sampling import heun, heun_calls, levels, noises, sample_generator
+from .sampling import SAMPLERS, calls, levels, noises, sample_generator
 from .tensors import Image
 
 
@@ -40,7 +40,7 @@ class Model:
         """Network calls an image, with the run's own sampler."""
         options = self.experiment.sample
         sigmas = levels(options.steps, options.sigma_min, options.sigma_max, options.rho)
-        return 1 if self.description.role == "generator" else heun_calls(sigmas, options.stop)
+        return 1 if self.description.role == "generator" else calls(options.sampler, sigmas, options.stop)
 
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], options: SampleConfig | None = None) -> Image:
@@ -63,7 +63,8 @@ class Model:
         dtype = torch.complex128 if self.description.complex_images else torch.float64
         noise = noises(generators, shape, dtype).to(self.device)
         sigmas = levels(options.steps, options.sigma_min, options.sigma_max, options.rho).to(self.device)
-        x = heun(lambda x, sigma: self.denoiser.denoise(x, sigma, operator), noise, sigmas, options.stop)
+        sampler = SAMPLERS[options.sampler]
+        x = sampler(lambda x, sigma: self.denoiser.denoise(x, sigma, operator), noise, sigmas, options.stop)
         return x.to(torch.complex64 if self.description.complex_images else torch.float32).cpu()
 
     def _operators(self, generators: Sequence[torch.Generator]) -> LinearOperator:

@@ -77,10 +77,17 @@ class Objective(ABC):
         return noise.log_normal_above(lowest, self.config.mean, self.config.std, generator)
 
     @final
-    def loss(self, denoiser: Denoiser, obs: Observation, sigma: PerSample, generator: torch.Generator | None = None) -> PerSample:
+    def loss(
+        self,
+        denoiser: Denoiser,
+        obs: Observation,
+        sigma: PerSample,
+        generator: torch.Generator | None = None,
+        space: Space = "measured",
+    ) -> PerSample:
         """lambda(sigma) |prediction - target|^2, summed over real components, (B,)."""
         perturbed = self.perturb(obs, sigma, generator)
-        difference = self.predict(denoiser, perturbed, obs) - self.target(perturbed, obs)
+        difference = self.predict(denoiser, perturbed, obs, space) - self.target(perturbed, obs, space)
         return noise.weight(sigma, denoiser.sigma_data) * sum_samples(squared(difference))
 
 

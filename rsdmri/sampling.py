@@ -54,10 +54,24 @@ def heun(denoise: Denoise, noise: Image, sigmas: Tensor, stop: float = 0.0) -> I
     return x
 
 
-def heun_calls(sigmas: Tensor, stop: float = 0.0) -> int:
-    """Calls of the network in :func:`heun`: two a step, one in the step that returns."""
+def euler(denoise: Denoise, noise: Image, sigmas: Tensor, stop: float = 0.0) -> Image:
+    """The same of first order: one call a step."""
+    x = noise * sigmas[0]
+    for now, then in itertools.pairwise(sigmas):
+        f = denoise(x, now.expand(len(x)))
+        if then < stop or then == 0:
+            return f
+        x = x + (then - now) * (x - f) / now
+    return x
+
+
+SAMPLERS = {"heun": heun, "euler": euler}
+
+
+def calls(sampler: str, sigmas: Tensor, stop: float = 0.0) -> int:
+    """Calls of the network in a sampler: Heun's two a step, Euler's one; one in the step that returns."""
     steps = next(number for number, then in enumerate(sigmas[1:].tolist()) if then < stop or then == 0)
-    return 2 * steps + 1
+    return steps * (2 if sampler == "heun" else 1) + 1
 
 
 def noises(generators: Sequence[torch.Generator], shape: Sequence[int], dtype: torch.dtype) -> Tensor:

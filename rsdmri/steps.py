@@ -18,7 +18,7 @@ from .distillation import Distiller
 from .domain import Law, Observations, Size
 from .objectives import Objective, Thin
 from .operators import MaskedOperator
-from .tensors import randn
+from .tensors import randn, to_channels
 from .training import adam_state, descend, load_adam_state
 
 ORDER_STREAM = 2  # the purpose of the generators that shuffle the data
@@ -59,6 +59,12 @@ def draw_size(sizes: Mapping[Size, int], generator: torch.Generator) -> Size:
         return next(iter(sizes))
     weights = torch.tensor(list(sizes.values()), dtype=torch.float64, device=generator.device)
     return list(sizes)[int(torch.multinomial(weights, 1, generator=generator))]
+
+
+def spread(x: Tensor) -> Tensor:
+    """How much images (B, C, H, W) differ from each other: the root mean square over pixels of their deviation, per real component."""
+    parts = to_channels(x)
+    return parts.var(0, correction=0).mean().sqrt()
 
 
 class PretrainStep:
@@ -110,22 +116,26 @@ class DistillStep:
     def __call__(self, images: int, generator: torch.Generator) -> dict[str, Tensor]:
         distiller, config = self.distiller, self.config
         n = config.batch
+        values: dict[str, Tensor] = {}
         # Dropout is active only in a network's own step (SiD).
-        distiller.fake.requires_grad_(True).train()
-        self.model.eval()
-        z, condition, operator, noise_std = self.draw(n, generator)
-        sigma = distiller.objective.levels(noise_std, generator)
-        fake = distiller.fake_loss(z, condition, operator, noise_std, sigma, generator).mean()
-        gradient_fake = descend(self.adam_fake, fake, config.clip_fake)
+        if config.divergence != "sds":
+            distiller.fake.requires_grad_(True).train()
+            self.model.eval()
+            z, condition, operator, noise_std = self.draw(n, generator)
+            sigma = distiller.objective.levels(noise_std, generator)
+            values["loss_fake"] = distiller.fake_loss(z, condition, operator, noise_std, sigma, generator).mean()
+            values["gradient_fake"] = descend(self.adam_fake, values["loss_fake"], config.clip_fake)
 
         distiller.fake.requires_grad_(False).eval()
         self.model.train()
         z, condition, operator, noise_std = self.draw(n, generator)
         u = config.t_max * torch.rand(n, device=generator.device, generator=generator)
         sigma = noise.karras(u, config.sigma_min, config.sigma_max)
-        loss = distiller.generator_loss(z, condition, operator, noise_std, sigma, generator).mean()
-        gradient = descend(self.adam_generator, loss, config.clip_generator)
-        return {"loss_fake": fake, "loss_generator": loss, "gradient_fake": gradient_fake, "gradient_generator": gradient}
+        x_g = distiller.generate(z, condition)
+        values["loss_generator"] = distiller.compare(x_g, operator, noise_std, sigma, generator).mean()
+        values["gradient_generator"] = descend(self.adam_generator, values["loss_generator"], config.clip_generator)
+        values["spread"] = spread(x_g.detach())
+        return values
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Any, Any, Tensor]:
         """Noise, the operator that G is shown, and the operator that measures G's output: never by the mask that G was shown."""

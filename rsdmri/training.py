@@ -6,10 +6,10 @@ again by the same command repeats the losses of one that was not.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from .progress import Progress
 from .tensors import make_generator
 
 TRAIN_STREAM = 1  # the purpose of the training's generators
+MOST_DROPPED = 0.5  # of the steps between two lines of the log; if more are not finite, the run stops
+COLLAPSED = 0.02  # of the largest spread of the generator's images so far
+EXPLODED, ENOUGH = 1e4, 5  # times the median gradient, once there are so many lines
 
 
 class Step(Protocol):
@@ -131,33 +134,67 @@ def _snapshot_marks(total: int, count: int) -> list[int]:
 
 
 class _Log:
-    """metrics.jsonl: one line every few steps with the mean of what the steps returned."""
+    """metrics.jsonl: one line every few steps with the mean of what the steps returned; it also says when a run has gone wrong."""
 
     def __init__(self, path: Path, images: int) -> None:
         self.path = path
         self.values: list[dict[str, Tensor]] = []
+        self.written: list[dict[str, float]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():  # lines that were written after the checkpoint will be written again
-            write_text(path, "".join(f"{json.dumps(line)}\n" for line in read_log(path) if line["images"] <= images))
+            self.written = [line for line in read_log(path) if line["images"] <= images]
+            write_text(path, "".join(f"{json.dumps(line)}\n" for line in self.written))
 
     def add(self, values: dict[str, Tensor]) -> None:
         self.values.append({name: value.detach() for name, value in values.items()})
 
     def write(self, images: int, seconds: float) -> str:
-        """Appends one line, and returns it in short for the progress line; non-finite values stop the run."""
-        names = self.values[0].keys()
-        means = {name: float(torch.stack([v[name] for v in self.values]).double().mean()) for name in names}
+        """Appends one line, and returns it in short for the progress line.
+
+        Steps whose gradient was not finite, which :func:`descend` left out, are counted and not averaged.
+        """
+        table = {name: torch.stack([v[name] for v in self.values]).double().cpu() for name in self.values[0]}
+        finite = torch.stack([values.isfinite() for values in table.values()]).all(0)
         self.values.clear()
-        broken = [name for name, value in means.items() if not torch.isfinite(torch.tensor(value))]
-        if broken:
-            raise UserError(
-                f"training stopped at {images} images: {', '.join(broken)} is not finite. The last checkpoint is kept in"
-                f" {self.path.parent / 'resume'}. Lower the learning rate, or look for broken data."
-            )
+        dropped = int((~finite).sum())
+        if dropped > MOST_DROPPED * len(finite):
+            broken = [name for name, values in table.items() if not values.isfinite().all()]
+            self._stop(images, f"{', '.join(broken)}: not finite in {dropped} of {len(finite)} steps")
+        line: dict[str, float] = {name: float(values[finite].mean()) for name, values in table.items()}
+        cause = gone_wrong(self.written, line)
+        if cause is not None:
+            self._stop(images, cause)
+        line = {"images": images, "seconds": round(seconds, 2), **line, **({"dropped": dropped} if dropped else {})}
+        self.written.append(line)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"images": images, "seconds": round(seconds, 2), **means}) + "\n")
+            file.write(json.dumps(line) + "\n")
         # Short, because the progress line has 80 columns: "loss 12.3", or "fake 12.3  generator 4.5".
-        return "  ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in means.items() if name.startswith("loss"))
+        shown = [f"{name.removeprefix('loss_')} {value:.3g}" for name, value in line.items() if name.startswith("loss")]
+        return "  ".join([*shown, *([f"{dropped} dropped"] if dropped else [])])
+
+    def _stop(self, images: int, cause: str) -> NoReturn:
+        raise UserError(
+            f"training stopped at {images} images: {cause}. The last checkpoint is kept in {self.path.parent / 'resume'}. Lower the"
+            " learning rate, or look for broken data."
+        )
+
+
+def gone_wrong(before: Sequence[Mapping[str, float]], line: Mapping[str, float]) -> str | None:
+    """Why a run that wrote the lines ``before`` should not go on after ``line``, or None.
+
+    A generator has collapsed when its images differ from each other hardly more than not at all, compared with what they did before;
+    a gradient has exploded when it is far above its usual norm.
+    """
+    for name, value in line.items():
+        earlier = sorted(old[name] for old in before if name in old)
+        if not earlier:
+            continue
+        if name == "spread" and value < COLLAPSED * earlier[-1]:
+            return f"the generator has collapsed: its images differ by {value:.3g} from each other, and did by {earlier[-1]:.3g}"
+        usual = earlier[len(earlier) // 2]
+        if name.startswith("gradient") and len(earlier) >= ENOUGH and value > EXPLODED * usual:
+            return f"{name} has exploded: its norm is {value:.3g}, and usually is {usual:.3g}"
+    return None
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -188,10 +225,14 @@ def load_adam_state(optimizer: torch.optim.Optimizer, moments: dict[str, Any]) -
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> Tensor:
-    """One step down the gradient of ``loss``; returns the norm of the gradient before it was clipped."""
+    """One step down the gradient of ``loss``; returns the norm of the gradient before it was clipped.
+
+    If that is not finite there is no step: one broken batch is left out.
+    """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
-    optimizer.step()
+    if norm.isfinite():
+        optimizer.step()
     return norm

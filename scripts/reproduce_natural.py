@@ -47,7 +47,7 @@ def experiment_of(row: str, seed: int, options: argparse.Namespace) -> Experimen
         distill=dataclasses.replace(base.distill, snapshots=4),
         sample=dataclasses.replace(base.sample, stop=fields.get("noise_std", 0.0)),
     )
-    return lengthened(experiment, base.pretrain.images, options.plus, 4)
+    return lengthened(experiment, base.pretrain.images, options.plus, 3)
 
 
 def table(runs: Path) -> str:
@@ -68,7 +68,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce-natural"))
     parser.add_argument("--size", type=int, default=16, help="rows and columns (default: 16)")
-    parser.add_argument("--plus", type=float, default=1.5, help="length of teacher+ in lengths of the teacher (default: 1.5)")
+    parser.add_argument("--plus", type=float, default=2.0, help="length of teacher+ in lengths of the teacher (default: 2)")
     parser.add_argument("--n", type=int, default=250, help="images a side (default: 250)")
     parser.add_argument("--table", action="store_true", help="train nothing, print what there is")
     options = parser.parse_args()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from rsdmri import noise
 from rsdmri.config import DistillConfig, ObjectiveConfig
-from rsdmri.distillation import Distiller, shown, sid_loss
+from rsdmri.distillation import Distiller, dmd_loss, sds_loss, shown, sid_loss
+from rsdmri.errors import UserError
 from rsdmri.objectives import Ambient, AmbientTweedie, Standard
 from rsdmri.observations import Observation
 from rsdmri.operators import LinearOperator
@@ -72,12 +73,13 @@ class LinearGenerator(nn.Module):
         return z[..., : self.w.shape[1]] @ self.w.T
 
 
-def distil(objective, teacher_covariance, w, a, noise_std, modelled_noise, steps=500, batch=2048):
+def distil(objective, teacher_covariance, w, a, noise_std, modelled_noise, steps=500, batch=2048, divergence="sid"):
     """Trains W by the package's generator loss; after every step the fake is the exact denoiser of what G now makes."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     fake, g = Linear(None), LinearGenerator(w)
-    distiller = Distiller(Linear(teacher_covariance), fake.requires_grad_(False), g, objective, DistillConfig())
+    config = DistillConfig(divergence=divergence)
+    distiller = Distiller(Linear(teacher_covariance), fake.requires_grad_(False), g, objective, config)
     adam = torch.optim.Adam(g.parameters(), lr=0.02, betas=(0.0, 0.999))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     d = len(teacher_covariance)
@@ -160,6 +162,84 @@ def test_gradient_flows_through_everything_but_the_weight(generator):
     assert torch.allclose(r.grad, weight * ((r - w) + d - 2.4 * d).detach())
     assert torch.allclose(q.grad, weight * (-(r - w) + 2.4 * d).detach())
     assert torch.allclose(w.grad, -weight * d)
+
+
+def test_dmd_and_sds_are_gradients_in_the_direction_of_the_target(generator):
+    """SiD with detached predictions has the gradient of DMD, weight and all; SDS has the teacher's alone."""
+    r, q, w = (torch.randn(2, 1, 3, 4, dtype=torch.complex128, generator=generator, requires_grad=True) for _ in range(3))
+    weight = 1 / torch.view_as_real((w - r).detach()).abs().flatten(1).mean(1)[:, None, None, None]
+    (found,) = torch.autograd.grad(dmd_loss(r, q, w).sum(), w)
+    assert torch.allclose(found, weight * (q - r).detach())
+    (of_sid,) = torch.autograd.grad(sid_loss(r.detach(), q.detach(), w, 1.2).sum(), w)
+    assert torch.allclose(found, of_sid)
+    (of_sds,) = torch.autograd.grad(sds_loss(r, w).sum(), w)
+    assert torch.allclose(of_sds, weight * (w - r).detach())
+    assert torch.autograd.grad(dmd_loss(r, q, w).sum(), (r, q), allow_unused=True) == (None, None)
+
+
+@pytest.mark.parametrize("divergence", ["sid", "dmd"])
+def test_the_gradient_of_the_generator_is_a_finite_difference(divergence, generator):
+    """Of SiD: of the loss with its weight held at its value. Of DMD: of the product of what it holds with the target."""
+    start = START.clone()
+    operator = Matrix(EYE.expand(64, 3, 3))
+    config = DistillConfig(divergence=divergence)
+    fake = Linear(0.7 * COVARIANCE).requires_grad_(False)
+    z, sigma = torch.randn(64, 1, 1, 3, generator=generator), torch.full((64,), 0.7)
+
+    def parts(w):
+        """r, q and w of a generator, with the same noise every time."""
+        seen = {}
+        g = LinearGenerator(w.clone())
+        distiller = Distiller(Linear(COVARIANCE), fake, g, Standard(ObjectiveConfig()), config)
+        name = f"rsdmri.distillation.{divergence}_loss"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(name, lambda r, q, w, *alpha: seen.update(r=r.detach(), q=q.detach(), w=w.detach()) or torch.zeros(64))
+            distiller.generator_loss(z, operator, operator, torch.zeros(64), sigma, torch.Generator().manual_seed(3))
+        return seen["r"], seen["q"], seen["w"]
+
+    r0, q0, w0 = parts(start)
+    weight = 1 / (w0 - r0).abs().flatten(1).mean(1)
+
+    def value(w):
+        r, q, target = parts(w)
+        if divergence == "dmd":
+            return (weight * ((q0 - r0) * target).flatten(1).sum(1)).mean()
+        return (weight * ((r - q) * (r - target) - 1.2 * (r - q) ** 2).flatten(1).sum(1)).mean()
+
+    g = LinearGenerator(start.clone())
+    distiller = Distiller(Linear(COVARIANCE), fake, g, Standard(ObjectiveConfig()), config)
+    distiller.generator_loss(z, operator, operator, torch.zeros(64), sigma, torch.Generator().manual_seed(3)).mean().backward()
+    for i, j in ((0, 0), (1, 2), (2, 1)):
+        step = torch.zeros(3, 3)
+        step[i, j] = 1e-5
+        difference = (value(start + step) - value(start - step)) / 2e-5
+        assert g.w.grad[i, j].item() == pytest.approx(difference.item(), rel=1e-6, abs=1e-9)
+
+
+def test_dmd_ends_at_the_clean_covariance():
+    w = distil(AmbientTweedie(ObjectiveConfig()), COVARIANCE, START.clone(), EYE, 0.3, 0.0, divergence="dmd")
+    assert relative(w @ w.T, COVARIANCE) < 0.05
+
+
+def test_sds_ends_at_a_mode():
+    """Without a fake score nothing keeps the spread: every image goes to the most probable one, here zero."""
+    w = distil(AmbientTweedie(ObjectiveConfig()), COVARIANCE, START.clone(), EYE, 0.3, 0.0, divergence="sds")
+    assert (w @ w.T).norm() < 0.05 * COVARIANCE.norm()
+
+
+def test_where_the_fakes_loss_is_taken(generator):
+    """On all that was measured, as the teacher's, or on what the further corrupted mask keeps."""
+    operator = mri(generator)
+    thinned = operator.mask & (torch.arange(16) != 8)
+    x = torch.randn(3, 1, 10, 16, dtype=torch.complex128, generator=generator)
+    objective = Ambient(ObjectiveConfig(), lambda whole, _: whole.with_mask(thinned))
+    for space, kept in (("measured", operator), ("kept", operator.with_mask(thinned))):
+        distiller = Distiller(Constant(x), Constant(0 * x), lambda z, condition: x, objective, DistillConfig(fake_space=space))
+        loss = distiller.fake_loss(x, operator, operator, torch.zeros(3), torch.ones(3), generator)
+        energy = kept.gram(x).abs().square().flatten(1).sum(1)
+        assert torch.allclose(loss, noise.weight(torch.ones(3), 0.5) * energy)
+    with pytest.raises(UserError, match="fake_space 'kept' exists only for objective 'ambient'"):
+        Distiller(Constant(x), Constant(x), lambda z, c: x, Standard(ObjectiveConfig()), DistillConfig(fake_space="kept"))
 
 
 def test_fake_loss_gives_the_generator_no_gradient(generator):

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from rsdmri.sampling import heun, heun_calls, levels, noises, sample_generator
+from rsdmri.sampling import SAMPLERS, calls, euler, heun, levels, noises, sample_generator
 
 VARIANCES = torch.tensor([0.05, 0.3, 1.0])
 
@@ -90,15 +90,25 @@ def test_noise_of_a_sample_is_a_function_of_its_seed():
     assert not torch.equal(among[0], among[1])
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("stop", [0.0, 1.0, 100.0])
-def test_the_number_of_calls_is_that_of_the_calls(stop):
-    calls = []
+def test_the_number_of_calls_is_that_of_the_calls(sampler, stop):
+    seen = []
 
     def denoise(x, sigma):
-        calls.append(float(sigma[0]))
+        seen.append(float(sigma[0]))
         return 0 * x
 
     sigmas = levels(18, 0.002, 80.0)
-    heun(denoise, torch.zeros(1, 1, 2, 2), sigmas, stop)
-    assert heun_calls(sigmas, stop) == len(calls)
-    assert stop > 0 or len(calls) == 35
+    SAMPLERS[sampler](denoise, torch.zeros(1, 1, 2, 2), sigmas, stop)
+    assert calls(sampler, sigmas, stop) == len(seen)
+    assert stop > 0 or len(seen) == {"heun": 35, "euler": 18}[sampler]
+
+
+def test_euler_is_of_first_order():
+    """Halved steps halve the error of the exact denoiser's path."""
+    noise = torch.ones(1, 1, 1, 3, dtype=torch.float64)
+    fine = heun(exact_denoiser, noise, levels(2000, 1e-4, 80.0))
+    errors = [(euler(exact_denoiser, noise, levels(steps, 1e-4, 80.0)) - fine).norm().item() for steps in (72, 144, 288)]
+    assert 1.7 < errors[0] / errors[1] < 2.4
+    assert 1.7 < errors[1] / errors[2] < 2.4
