@@ -1,35 +1,30 @@
 """Photographs: from files as their owners distribute them to one array, read and resized once."""
 
 import hashlib
-import io
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path, PurePosixPath
-from zipfile import ZipFile
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
-from PIL import ImageOps, UnidentifiedImageError
 
 from rsdmri.arrays import open_npz, read_array, unpickled
 from rsdmri.errors import UserError
 from rsdmri.files import atomic, walk
 from rsdmri.jobs import FilesFailed, run_files
+from rsdmri.pictures import MEMBER, SUFFIXES, content_of, decoded, in_colour, names_in
 from rsdmri.tensors import number_of
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow would run Ghostscript on others
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 PARTITION = "list_eval_partition.txt"  # CelebA: file; 0, 1 or 2 for train, val, test
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"  # CelebA-HQ: number; number in CelebA; file in CelebA
 CELEBA, CELEBA_HQ = "img_align_celeba", "CelebA-HQ-img"
 FFHQ = ("images1024x1024", "thumbnails128x128")
 BATCHES = ("data_batch_", "test_batch")  # CIFAR-10
-MEMBER = "!/"  # between an archive inside a folder and the name in it
 FEW = 200  # pictures for which processes of their own do not pay
 SAID = 5  # bad pictures that are named
 
@@ -109,7 +104,7 @@ def _read(
         )
     if path.is_file() and path.suffix.lower() != ".zip":
         raise UserError(f"{path}: expected a folder of pictures, a .zip of them, or an .npz (data.images)")
-    of = splits_of(path, _names(path, files))
+    of = splits_of(path, names_in(path, files))
     names = sorted(name for name, found in of.items() if split in ("all", found))
     if not names:
         there = ", ".join(f"{found or 'in no split'} ({count})" for found, count in Counter(of.values()).items())
@@ -134,43 +129,6 @@ def _read(
 
 def _no_note(_: Pixels) -> str:
     return ""
-
-
-def _names(path: Path, files: Sequence[Path]) -> list[str]:
-    """Files, and those in archives, by names relative to ``path``."""
-    found = []
-    folders = {parent for file in files for parent in file.parents}
-    for file in files:
-        if file.suffix.lower() != ".zip":
-            found.append(file.relative_to(path).as_posix())
-            continue
-        if file.with_suffix("") in folders:
-            raise UserError(f"{file}: and a folder of the same name, which would be the same pictures twice. Remove one of them.")
-        inside = "" if file == path else f"{file.relative_to(path).as_posix()}{MEMBER}"
-        members = [name for name in _archive(file, file.stat().st_mtime_ns).namelist() if not name.endswith("/")]
-        found += [inside + name for name in members if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
-    return found
-
-
-@lru_cache(maxsize=64)
-def _archive(path: Path, changed: int) -> ZipFile:
-    """An archive as it was when it changed last."""
-    try:
-        return ZipFile(path)
-    except Exception as error:
-        raise UserError(f"{path}: not a readable .zip ({error}). Download or copy it again.") from None
-
-
-def _content(path: Path, name: str) -> bytes:
-    """The bytes of one of :func:`_names`."""
-    archive, _, member = name.partition(MEMBER)
-    file = path if path.is_file() else path / archive
-    if not file.is_file() or file.suffix.lower() != ".zip":
-        return (path / name).read_bytes()
-    try:
-        return _archive(file, file.stat().st_mtime_ns).read(name if path.is_file() else member)
-    except Exception as error:  # damaged, encrypted, or compressed in a way that is not known here
-        raise UserError(f"{file}: {member or name} cannot be read ({error})") from None
 
 
 def splits_of(path: Path, names: Sequence[str]) -> dict[str, str]:
@@ -207,7 +165,7 @@ def splits_of(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 def _rows(path: Path, name: str, columns: int) -> list[list[str]]:
     """The rows of a list that begin with a number or a file."""
-    text = _content(path, name).decode("utf-8-sig", errors="replace")
+    text = content_of(path, name).decode("utf-8-sig", errors="replace")
     rows = [row for row in map(str.split, text.splitlines()) if row and row[0][0].isdigit()]
     if not rows or any(len(row) < columns or (columns == 2 and row[1] not in ("0", "1", "2")) for row in rows):
         raise UserError(f"{path}: {name} is not the list of its data set: {columns} columns expected. Download it again.")
@@ -217,14 +175,10 @@ def _rows(path: Path, name: str, columns: int) -> list[list[str]]:
 def _picture(path: Path, size: int, exact: bool, name: str) -> Pixels:
     """One picture of a folder or an archive."""
     try:
-        with Picture.open(io.BytesIO(_content(path, name)), formats=FORMATS) as picture:
-            picture.load()  # a truncated file is noticed here
-            upright = ImageOps.exif_transpose(picture)
-            _check_size(upright.width, upright.height, size, exact)
-            return _fitted(_rgb(upright), size)
-    except UnidentifiedImageError:
-        raise UserError(f"{path / name}: not a picture ({', '.join(FORMATS)})") from None
-    except Exception as error:  # Pillow's readers each have their own
+        picture = decoded(content_of(path, name))
+        _check_size(picture.width, picture.height, size, exact)
+        return _fitted(in_colour(picture), size)
+    except UserError as error:
         raise UserError(f"{path / name}: {error}") from None
 
 
@@ -235,20 +189,6 @@ def _check_size(width: int, height: int, size: int, exact: bool, where: str = ""
         )
     if min(width, height) < size:
         raise UserError(f"{where}{width} x {height}, smaller than data.size {size}")
-
-
-def _rgb(picture: Picture.Image) -> Picture.Image:
-    """8 bits, three channels: what is transparent over white, 16-bit grey by its high byte."""
-    if picture.mode.startswith("I"):
-        levels = np.asarray(picture, np.int64)
-        if levels.min() < 0 or levels.max() > 65_535:
-            raise UserError(f"grey levels from {levels.min()} to {levels.max()}; expected 8 or 16 bits")
-        picture = Picture.fromarray((levels / 257).round().astype(np.uint8))
-    if picture.mode == "F":
-        raise UserError("grey levels of floating point; expected 8 or 16 bits")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = Picture.alpha_composite(Picture.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return picture.convert("RGB")
 
 
 def _fitted(picture: Picture.Image, size: int) -> Pixels:

@@ -184,13 +184,13 @@ def _dicom(files: Sequence[Path]) -> dict[str, Volume]:
 
 
 def _picture(path: Path) -> NDArray[Any]:
-    def load() -> NDArray[Any]:
-        from PIL import Image
+    from ..pictures import decoded
 
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L") if image.mode not in ("L", "I", "I;16", "F") else image)
-
-    array: NDArray[Any] = _needs("Pillow", path, load)
+    try:
+        image = decoded(path.read_bytes())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    array: NDArray[Any] = np.asarray(image.convert("L") if image.mode not in ("L", "I", "I;16", "F") else image)
     return array.astype(np.float32) if array.dtype != np.uint8 else array
 
 
