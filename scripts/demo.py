@@ -1,7 +1,7 @@
 """The main job on drawn data: corrupted observations -> teacher -> generator -> images -> report.
 
     make demo                   k-space of phantoms: 13 minutes on two CPU cores
-    make demo-natural           faces with 60 % of their pixels hidden: 11 minutes
+    make demo-natural           faces with 60 % of their pixels hidden: 10 minutes
     make demo ARGS=--quick      the same path in about a minute, too short to learn much
 
 Every stage is the command that a full-size run uses; only the configuration (configs/mri/demo.yaml, configs/natural/demo.yaml) is small.
