@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from comparison import ROWS, cells, compare, lengthened
 
@@ -22,7 +22,7 @@ from rsdmri_natural.config import NaturalExperiment
 from rsdmri_natural.domain import Natural
 
 #: Corruption and objective of each row.
-CORRUPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+CORRUPTIONS: dict[str, tuple[dict[str, Any], Literal["standard", "tweedie", "ambient"]]] = {
     "blur": ({"corruption": "blur"}, "standard"),
     "blur_0.2": ({"corruption": "blur", "noise_std": 0.2}, "tweedie"),
     "inpainting_0.6": ({"corruption": "inpainting", "missing": 0.6}, "ambient"),
