@@ -6,6 +6,7 @@ again by the same command repeats the losses of one that was not.
 
 import json
 import time
+from bisect import insort
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from .progress import Progress
 from .tensors import make_generator
 
 TRAIN_STREAM = 1  # the purpose of the training's generators
+SPREAD, GRADIENT = "spread", "gradient"  # names, and beginnings of names, of values that are watched
 MOST_DROPPED = 0.5  # of the steps between two lines of the log; if more are not finite, the run stops
 COLLAPSED = 0.02  # of the largest spread of the generator's images so far
 EXPLODED, ENOUGH = 1e4, 5  # times the median gradient, once there are so many lines
@@ -139,11 +141,13 @@ class _Log:
     def __init__(self, path: Path, images: int) -> None:
         self.path = path
         self.values: list[dict[str, Tensor]] = []
-        self.written: list[dict[str, float]] = []
+        self.earlier: dict[str, list[float]] = {}  # of the values that are watched, those of all lines, sorted
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():  # lines that were written after the checkpoint will be written again
-            self.written = [line for line in read_log(path) if line["images"] <= images]
-            write_text(path, "".join(f"{json.dumps(line)}\n" for line in self.written))
+            lines = [line for line in read_log(path) if line["images"] <= images]
+            write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+            for line in lines:
+                self._remember(line)
 
     def add(self, values: dict[str, Tensor]) -> None:
         self.values.append({name: value.detach() for name, value in values.items()})
@@ -161,16 +165,21 @@ class _Log:
             broken = [name for name, values in table.items() if not values.isfinite().all()]
             self._stop(images, f"{', '.join(broken)}: not finite in {dropped} of {len(finite)} steps")
         line: dict[str, float] = {name: float(values[finite].mean()) for name, values in table.items()}
-        cause = gone_wrong(self.written, line)
+        cause = gone_wrong(self.earlier, line)
         if cause is not None:
             self._stop(images, cause)
+        self._remember(line)
         line = {"images": images, "seconds": round(seconds, 2), **line, **({"dropped": dropped} if dropped else {})}
-        self.written.append(line)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         # Short, because the progress line has 80 columns: "loss 12.3", or "fake 12.3  generator 4.5".
         shown = [f"{name.removeprefix('loss_')} {value:.3g}" for name, value in line.items() if name.startswith("loss")]
         return "  ".join([*shown, *([f"{dropped} dropped"] if dropped else [])])
+
+    def _remember(self, line: Mapping[str, float]) -> None:
+        for name, value in line.items():
+            if name == SPREAD or name.startswith(GRADIENT):
+                insort(self.earlier.setdefault(name, []), value)
 
     def _stop(self, images: int, cause: str) -> NoReturn:
         raise UserError(
@@ -179,20 +188,20 @@ class _Log:
         )
 
 
-def gone_wrong(before: Sequence[Mapping[str, float]], line: Mapping[str, float]) -> str | None:
-    """Why a run that wrote the lines ``before`` should not go on after ``line``, or None.
+def gone_wrong(before: Mapping[str, Sequence[float]], line: Mapping[str, float]) -> str | None:
+    """Why a run should not go on after ``line``, or None; ``before`` are the sorted values of its earlier lines, by name.
 
     A generator has collapsed when its images differ from each other hardly more than not at all, compared with what they did before;
     a gradient has exploded when it is far above its usual norm.
     """
     for name, value in line.items():
-        earlier = sorted(old[name] for old in before if name in old)
+        earlier = before.get(name, ())
         if not earlier:
             continue
-        if name == "spread" and value < COLLAPSED * earlier[-1]:
+        if name == SPREAD and value < COLLAPSED * earlier[-1]:
             return f"the generator has collapsed: its images differ by {value:.3g} from each other, and did by {earlier[-1]:.3g}"
         usual = earlier[len(earlier) // 2]
-        if name.startswith("gradient") and len(earlier) >= ENOUGH and value > EXPLODED * usual:
+        if name.startswith(GRADIENT) and len(earlier) >= ENOUGH and value > EXPLODED * usual:
             return f"{name} has exploded: its norm is {value:.3g}, and usually is {usual:.3g}"
     return None
 

@@ -60,6 +60,11 @@ class NaturalData:
         require(not self.measured or known, f"data.measured: the masks or kernels of '{self.corruption}' would not be known")
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Rows and columns of the images."""
+        return self.size, self.size
+
+    @property
     def noise_on_image(self) -> float:
         """The noise on the image grid: that of a measured image of low resolution is made white there, and grows by the factor."""
         return self.noise_std * (self.factor if self.measured and self.corruption == "super_resolution" else 1)

@@ -55,7 +55,7 @@ class NaturalLaw:
 
     @property
     def sizes(self) -> dict[Size, int]:
-        return {(self.data.size, self.data.size): 1}
+        return {self.data.image_size: 1}
 
     def draw(self, n: int, size: Size, generator: torch.Generator) -> tuple[LinearOperator, PerSample]:
         noise_std = torch.full((n,), self.data.noise_on_image, dtype=torch.float32, device=generator.device)
@@ -63,13 +63,13 @@ class NaturalLaw:
 
     def rescan(self, operator: LinearOperator, generator: torch.Generator) -> LinearOperator:
         # Nothing of a corruption belongs to the photograph.
-        return self.draw(len(operator), next(iter(self.sizes)), generator)[0]
+        return draw_operator(self.data, len(operator), self.data.image_size, generator)
 
     def thin(self, operator: MaskedOperator, generator: torch.Generator | None) -> MaskedOperator:
         mask = operator.mask
         if self.data.corruption == "box":
             assert generator is not None
-            return operator.with_mask(mask & draw_boxes(len(mask), next(iter(self.sizes)), self.data.box, generator))
+            return operator.with_mask(mask & draw_boxes(len(mask), self.data.image_size, self.data.box, generator))
         kept = torch.rand(mask.shape, dtype=torch.float32, device=mask.device, generator=generator) >= self.data.delta
         return operator.with_mask(mask & kept)
 
@@ -80,7 +80,7 @@ class NaturalLaw:
 
 def law_of(data: NaturalData) -> NaturalLaw:
     """The law of corruption that a configuration describes."""
-    return NaturalLaw(data, type(draw_operator(data, 1, (data.size, data.size), torch.Generator())))
+    return NaturalLaw(data, type(draw_operator(data, 1, data.image_size, torch.Generator())))
 
 
 def corruption_of(data: NaturalData) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class NaturalObservations:
 
     @property
     def buckets(self) -> dict[Size, range]:
-        return {(self.data.size, self.data.size): range(len(self))}
+        return {self.data.image_size: range(len(self))}
 
     def batch(self, indices: Sequence[int]) -> Observation:
         i = torch.as_tensor(indices)
@@ -124,7 +124,7 @@ class NaturalObservations:
             return Inpainting(self.drawn["mask"][i])
         if "kernel" in self.drawn:
             return Blur(self.drawn["kernel"][i])
-        return draw_operator(self.data, len(i), next(iter(self.buckets)), torch.Generator())  # of these nothing is drawn
+        return draw_operator(self.data, len(i), self.data.image_size, torch.Generator())  # of these nothing is drawn
 
     def law(self) -> NaturalLaw:
         return law_of(self.data)
@@ -148,18 +148,16 @@ class Natural:
         split = data.reference_split or data.split
         known = split != data.split or not data.measured
         references = load_images(data.images, split, data.size, cache, data.skip_bad) if known else None
+        law = law_of(data)
         (out / "references.h5").unlink(missing_ok=True)  # of an earlier data set
         with atomic(out / "observations.h5") as temporary, h5py.File(temporary, "w") as file:
             file["name"] = names
             file["noise_std"] = np.full(len(names), data.noise_on_image, np.float32)
             for start in track(range(0, len(names), CHUNK), "prepare", -(-len(names) // CHUNK), f"x {CHUNK} images"):
                 end = min(start + CHUNK, len(names))
-                obs = [_corrupted(images[i], names[i], data, experiment.seed) for i in range(start, end)]
-                _store(file, "y", torch.cat([each.y for each in obs]), start, len(names))
-                for name in ("mask", "kernel"):
-                    found = [_drawn(each.operator)[name] for each in obs if name in _drawn(each.operator)]
-                    if found:
-                        _store(file, name, torch.cat(found), start, len(names))
+                obs = Observation.cat([_corrupted(images[i], names[i], law, experiment.seed) for i in range(start, end)])
+                for name, part in {"y": obs.y, **_drawn(obs.operator)}.items():
+                    _store(file, name, part, start, len(names))
             file.attrs["data"] = json.dumps(corruption_of(data))
         if references is None:
             return
@@ -196,10 +194,10 @@ def _scaled(pixels: NDArray[np.uint8]) -> Image:
     return torch.from_numpy(pixels).movedim(-1, 1).float().div_(127.5).sub_(1)  # in place: there may be many
 
 
-def _corrupted(pixels: NDArray[np.uint8], name: str, data: NaturalData, seed: int) -> Observation:
+def _corrupted(pixels: NDArray[np.uint8], name: str, law: NaturalLaw, seed: int) -> Observation:
     """One photograph as it is observed: a function of its name, drawn once, here."""
-    generator = image_generator(name, seed)
-    operator, noise_std = law_of(data).draw(1, (data.size, data.size), generator)
+    data, generator = law.data, image_generator(name, seed)
+    operator, noise_std = law.draw(1, data.image_size, generator)
     image = _scaled(pixels[None])
     if not data.measured:
         return observe(image, operator, noise_std, generator)

@@ -75,11 +75,11 @@ def test_a_generator_that_collapses_stops(tmp_path):
 
 
 def test_a_gradient_that_explodes():
-    before = [{"images": i, "gradient_fake": 1.0 + i} for i in range(6)]
+    before = {"gradient_fake": [1.0 + i for i in range(6)]}
     assert gone_wrong(before, {"gradient_fake": 1e3}) is None
-    assert gone_wrong(before[:3], {"gradient_fake": 1e6}) is None  # too early to say
+    assert gone_wrong({"gradient_fake": before["gradient_fake"][:3]}, {"gradient_fake": 1e6}) is None  # too early to say
     assert "gradient_fake has exploded: its norm is 1e+06, and usually is 4" in gone_wrong(before, {"gradient_fake": 1e6})
-    assert gone_wrong([], {"spread": 0.0}) is None
+    assert gone_wrong({}, {"spread": 0.0}) is None
 
 
 def test_spread_is_the_deviation_of_images_from_each_other(generator):

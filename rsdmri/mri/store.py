@@ -107,16 +107,15 @@ class Store:
         """What is known only at the end."""
         for name, columns in self.columns.items():
             group = self.file[name]
-            group["mask"] = torch.stack(columns["mask"]).numpy()
+            masks = torch.stack(columns["mask"])
+            group["mask"] = masks.numpy()
             group["scale"] = np.array(columns["scale"])
             group["noise_std"] = np.array(columns["noise_std"], np.float32)
             group["name"] = columns["name"]
-            width = group["mask"].shape[-1]
+            width = masks.shape[-1]
             group.attrs["acs"] = kept_acs(width, experiment.data.acs)
             # The mask law is known only where every mask was drawn by it, and from all columns.
-            by_rule = (group["mask"][()].sum(1) == columns_of(width, experiment.data.accel)).all() and not any(
-                columns["own_mask"]
-            )
+            by_rule = bool((masks.sum(1) == columns_of(width, experiment.data.accel)).all()) and not any(columns["own_mask"])
             group.attrs["own_masks"] = not (by_rule and experiment.data.mask == "random")
         data, attributes = experiment.data, self.file.attrs
         attributes.update(accel=data.accel, display_max=self._display_max())
