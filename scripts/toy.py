@@ -12,7 +12,10 @@ import argparse
 import copy
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +23,25 @@ from torch import Tensor, nn
 from rsdmri.config import DistillConfig, ObjectiveConfig, PretrainConfig
 from rsdmri.denoiser import Denoiser, Generator
 from rsdmri.distillation import Distiller
+from rsdmri.domain import Size
 from rsdmri.grids import save_grid
-from rsdmri.noise import karras
 from rsdmri.objectives import AmbientTweedie
-from rsdmri.observations import observe
-from rsdmri.operators import Identity
+from rsdmri.observations import Observation, observe
+from rsdmri.operators import Identity, MaskedOperator
 from rsdmri.sampling import heun, levels
+from rsdmri.steps import DistillStep, PretrainStep
 from rsdmri.tensors import make_generator
-from rsdmri.training import Average, descend
+from rsdmri.training import Average
 
 SIGMA = 0.05
 POINTS = 20_000  # a panel
 PIXELS = 160
 REACH = 1.3  # half the width of a panel
+OBJECTIVE = AmbientTweedie(ObjectiveConfig(std=1.6))
 TEACHER = PretrainConfig(images=4000 * 512, batch=512, lr=1e-3, ema=100_000)
-DISTILL = DistillConfig(images=5000 * 512, batch=512, lr_fake=1e-3, lr_generator=3e-4, sigma_init=2.5, sigma_min=0.01, ema=50_000)
+DISTILL = DistillConfig(
+    images=5000 * 512, batch=512, lr_fake=1e-3, lr_generator=3e-4, sigma_init=2.5, sigma_min=0.01, ema=50_000, ema_ramp=0.25
+)
 
 
 def curve(t: Tensor) -> Tensor:
@@ -62,48 +69,59 @@ class Points(nn.Module):
         return self.last(nn.functional.silu(h)).view_as(x)
 
 
-def operator(n: int) -> Identity:
-    """Nothing but noise."""
-    return Identity(torch.zeros(n))
+@dataclass(frozen=True)
+class Noisy:
+    """The points and the noise that is believed: data set and law of corruption in one."""
+
+    y: Tensor
+    noise_std: float
+
+    sizes: ClassVar = {(1, 2): 1}
+    operator: ClassVar = Identity
+
+    @property
+    def buckets(self) -> dict[Size, range]:
+        return {(1, 2): range(len(self.y))}
+
+    def batch(self, indices: Sequence[int]) -> Observation:
+        operator, noise_std = self.draw(len(indices), (1, 2), torch.Generator())
+        return Observation(self.y[torch.as_tensor(indices)], operator, noise_std)
+
+    def draw(self, n: int, size: Size, generator: torch.Generator) -> tuple[Identity, Tensor]:
+        return Identity(torch.zeros(n)), torch.full((n,), self.noise_std)
+
+    def rescan(self, operator: Identity, generator: torch.Generator) -> Identity:
+        return operator
 
 
-def teach(y: Tensor, noise_std: float, seed: int) -> Denoiser:
+def run(step: Any, options: PretrainConfig | DistillConfig, seed: int) -> dict[str, Tensor]:
+    """All steps of a training; the averaged weights."""
+    average = Average(step.model, options.ema, options.ema_ramp)
+    for images in range(0, options.images, options.batch):
+        step(images, make_generator(seed, images))
+        average.update(step.model, images + options.batch, options.batch)
+    return average.values
+
+
+def teach(data: Any, seed: int) -> Denoiser:
     """The teacher of noisy points, by Tweedie's formula for noise of the level that is believed."""
     torch.manual_seed(seed)
-    teacher, objective = Denoiser(Points()), AmbientTweedie(ObjectiveConfig(std=1.6))
-    adam, average = torch.optim.Adam(teacher.parameters(), lr=TEACHER.lr), Average(teacher, TEACHER.ema, TEACHER.ema_ramp)
-    n = TEACHER.batch
-    for images in range(0, TEACHER.images, n):
-        generator = make_generator(seed, images)
-        points = y[torch.randint(len(y), (n,), generator=generator)]
-        obs = observe(points, operator(n), torch.zeros(n), generator)
-        obs = type(obs)(obs.y, obs.operator, torch.full((n,), noise_std))
-        descend(adam, objective.loss(teacher, obs, objective.levels(obs.noise_std, generator), generator).mean(), 1.0)
-        average.update(teacher, images + n, n)
-    teacher.load_state_dict(average.values)
+    teacher = Denoiser(Points())
+    teacher.load_state_dict(run(PretrainStep(teacher, OBJECTIVE, data, TEACHER, seed), TEACHER, seed))
     return teacher
 
 
-def distil(teacher: Denoiser, noise_std: float, seed: int) -> Generator:
-    """The generator, by the steps of Algorithm 6."""
-    fake, g = copy.deepcopy(teacher), Generator(copy.deepcopy(teacher), DISTILL.sigma_init)
-    distiller = Distiller(teacher, fake, g, AmbientTweedie(ObjectiveConfig(std=1.6)), DISTILL)
-    adam_fake = torch.optim.Adam(fake.parameters(), lr=DISTILL.lr_fake, betas=DISTILL.betas_fake)
-    adam = torch.optim.Adam(g.parameters(), lr=DISTILL.lr_generator, betas=DISTILL.betas_generator)
-    average, n = Average(g, DISTILL.ema, 0.25), DISTILL.batch
-    noise = torch.full((n,), noise_std)
-    for images in range(0, DISTILL.images, n):
-        generator = make_generator(seed, 1, images)
-        fake.requires_grad_(True)
-        z, sigma = torch.randn(n, 1, 1, 2, generator=generator), distiller.objective.levels(noise, generator)
-        descend(adam_fake, distiller.fake_loss(z, operator(n), operator(n), noise, sigma, generator).mean(), 1.0)
-        fake.requires_grad_(False)
-        z, u = torch.randn(n, 1, 1, 2, generator=generator), DISTILL.t_max * torch.rand(n, generator=generator)
-        sigma = karras(u, DISTILL.sigma_min, DISTILL.sigma_max)
-        descend(adam, distiller.generator_loss(z, operator(n), operator(n), noise, sigma, generator).mean(), 1.0)
-        average.update(g, images + n, n)
-    g.load_state_dict(average.values)
+def distil(teacher: Denoiser, law: Any, seed: int) -> Generator:
+    """The generator."""
+    g = Generator(copy.deepcopy(teacher), DISTILL.sigma_init)
+    distiller = Distiller(teacher, copy.deepcopy(teacher), g, OBJECTIVE, DISTILL)
+    g.denoiser.load_state_dict(run(DistillStep(distiller, law, unthinned, 1, torch.float32, DISTILL), DISTILL, seed + 1))
     return g
+
+
+def unthinned(operator: MaskedOperator, generator: torch.Generator | None) -> MaskedOperator:
+    """There is no mask."""
+    return operator
 
 
 def panel(points: Tensor) -> Tensor:
@@ -132,19 +150,20 @@ def main() -> int:
     began = time.perf_counter()
     generator = make_generator(options.seed, 2)
     x, line = curve(torch.rand(POINTS, generator=generator)), curve(torch.linspace(0, 1, 1001)[:-1])
-    y = observe(x, operator(POINTS), torch.full((POINTS,), SIGMA), generator).y
+    y = observe(x, Identity(torch.zeros(POINTS)), torch.full((POINTS,), SIGMA), generator).y
     z = torch.randn(POINTS, 1, 1, 2, generator=generator)
     rows: dict[str, Tensor] = {"clean": x, "observations": y}
     generated: dict[str, Tensor] = {}
     for believed in (SIGMA, SIGMA / 2, 1.5 * SIGMA):
-        teacher = teach(y, believed, options.seed)
+        data = Noisy(y, believed)
+        teacher = teach(data, options.seed)
         with torch.no_grad():
             if believed == SIGMA:
                 for name, stop in (("teacher, full", 0.0), ("teacher, truncated", SIGMA)):
                     rows[name] = heun(lambda x, s: teacher(x, s), z.double(), levels(18, 0.002, 80.0), stop).float()  # noqa: B023
-        g = distil(teacher, believed, options.seed)
+        g = distil(teacher, data, options.seed)
         with torch.no_grad():
-            generated[f"DSD, sigma taken for {believed:.3f}"] = g(z, operator(POINTS))
+            generated[f"DSD, sigma taken for {believed:.3f}"] = g(z, Identity(torch.zeros(POINTS)))
     rows["DSD"] = generated[f"DSD, sigma taken for {SIGMA:.3f}"]
     under, over = (generated[f"DSD, sigma taken for {value:.3f}"] for value in (SIGMA / 2, 1.5 * SIGMA))
     blank = torch.ones(PIXELS, PIXELS, dtype=torch.float64)
