@@ -40,16 +40,20 @@ def unpickled(content: bytes) -> Any:
     A :class:`UserError` if it asks for anything else, which is never looked up, let alone called.
     """
     try:
-        return _Unpickler(content).load()
+        return ArrayUnpickler(content).load()
     except UserError:
         raise
     except Exception as error:  # a damaged pickle may raise anything
         raise UserError(f"not a readable pickle: {error}") from None
 
 
-class _Unpickler(pickle.Unpickler):
+class ArrayUnpickler(pickle.Unpickler):
+    """Knows what arrays are pickled with, and nothing else."""
+
+    encoding = "bytes"
+
     def __init__(self, content: bytes) -> None:
-        super().__init__(io.BytesIO(content), encoding="bytes")
+        super().__init__(io.BytesIO(content), encoding=self.encoding)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")):

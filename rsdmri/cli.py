@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from .config import Experiment, to_tree
+from .config import Experiment, ImportConfig, to_tree
 from .errors import NotWritable, UsageError, UserError, did_you_mean
 from .files import not_writable
 from .settings import load_experiment, named_configs, read_yaml, validate
@@ -66,6 +66,31 @@ class Common:
     """Print the resolved configuration and stop."""
     dry_run: bool = False
     """Check the configuration, say where the results would go, and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Options of ``import``."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """The file: a pickle of EDM, SiD or Ambient Diffusion, or a state dict of torch.save. Nothing in it is executed."""
+    out: Path
+    """The run folder that is made: a teacher to distil from, or a generator to sample."""
+    options: Annotated[ImportConfig, tyro.conf.arg(name="")] = field(default_factory=ImportConfig)
+
+
+def _import(options: Import) -> None:
+    from .importing import import_checkpoint
+
+    _say(import_checkpoint(options.checkpoint, options.out, options.options))
+
+
+IMPORT = Command(
+    "Turn a published checkpoint (EDM, SiD, Ambient Diffusion, Ambient Diffusion MRI) into a run.",
+    Import,
+    _import,
+    "network-snapshot.pkl --out runs/published/pretrain",
+)
 
 
 def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) -> dict[str, Command]:
@@ -145,6 +170,7 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
             "runs/mine",
             "report.html",
         ),
+        "import": IMPORT,
     }
 
 

@@ -57,6 +57,15 @@ class NetworkConfig:
     """Resolutions (in rows) whose levels use self-attention."""
     dropout: float = 0.0
     """Dropout inside the residual blocks."""
+    gated: bool = False
+    """song: every convolution is multiplied by a gate, as in the published Ambient Diffusion models; doubles the weights."""
+    augment: int = 0
+    """song: length of the augmentation label, 9 in EDM's models; 0: none."""
+    mask_input: Literal["one", "each", "pair"] = "one"
+    """How a masked network is shown its mask: one channel of it; one for each of the image's, scaled as the image is (published Ambient
+    Diffusion); itself and a channel of ones, scaled as well (published Ambient Diffusion MRI)."""
+    checkpointing: bool = False
+    """song: compute activations again in the backward pass instead of keeping them: a third slower, in a fraction of the memory."""
     sigma_data: float = 0.5
     """Standard deviation of the images per real component, for the preconditioning of EDM."""
 
@@ -66,6 +75,9 @@ class NetworkConfig:
         require(self.blocks >= 1, "network.blocks must be at least 1")
         require(0 <= self.dropout < 1, "network.dropout must lie in [0, 1)")
         require(self.sigma_data > 0, "network.sigma_data must be positive")
+        require(self.augment >= 0, "network.augment must not be negative")
+        song_only = self.gated or self.augment > 0 or self.checkpointing
+        require(self.kind == "song" or not song_only, "network: gated, augment and checkpointing exist for kind 'song' only")
 
 
 @section
@@ -143,6 +155,9 @@ class DistillConfig:
     """Betas of the fake score's Adam."""
     betas_generator: tuple[float, float] = (0.0, 0.999)
     """Betas of the generator's Adam."""
+    decay: bool = False
+    """Whether both learning rates fall to zero along a half cosine; without it, they stay (as published), and the generator keeps moving
+    about its best."""
     clip_fake: float = 1.0
     """Largest norm of the fake score's gradient; 0 for no limit."""
     clip_generator: float = 1.0
@@ -168,6 +183,9 @@ class DistillConfig:
     """Where the fake score's loss is taken: measured, as the teacher's; kept, on the further corrupted mask (published for ambient)."""
     condition: Literal["drawn", "full"] = "drawn"
     """What an ambient generator is shown: a mask of the data's further corrupted law (published), or everything."""
+    noise: Literal["data", "none"] = "data"
+    """Whether generated observations have the data's measurement noise; none, with objective 'standard', is DSD's standard way, in which the
+    generator has to choose what of the noisy data it can draw."""
     measured_by: Literal["rescan", "independent"] = "rescan"
     """What measures an image of the generator: rescan, its own coils with a mask drawn anew, because an image and its coils belong
     together in the data; independent, coils and mask of another scan (published)."""
@@ -237,6 +255,27 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(self.n >= 0, "evaluate.n must not be negative")
+
+
+@section
+class ImportConfig:
+    """A network that another program trained."""
+
+    role: Literal["teacher", "generator"] = "teacher"
+    """What it is: a diffusion teacher, or a one-step generator such as SiD's."""
+    objective: Literal["standard", "tweedie", "ambient"] | None = None
+    """What it was trained with; by default ambient where it is shown masks, else standard."""
+    sigma_init: float = 2.5
+    """Of a generator: the level at which it reads its noise."""
+    size: tuple[int, int] | None = None
+    """Rows and columns of its images; by default the square of its resolution, and of the published MRI networks 384 x 320."""
+    max_bytes: int = 4 << 30
+    """The longest file that is read."""
+
+    def __post_init__(self) -> None:
+        require(self.sigma_init > 0, "sigma_init must be positive")
+        require(self.size is None or min(self.size) >= 8, "size must be at least 8 in both directions")
+        require(self.max_bytes >= 1, "max_bytes must be positive")
 
 
 @section

@@ -6,11 +6,12 @@ EDM preconditioning (Karras et al. 2022, Table 1), with sd = sigma_data per real
     c_skip = sd^2 / (s^2 + sd^2),  c_out = s sd / sqrt(s^2 + sd^2),  c_in = 1 / sqrt(s^2 + sd^2)
 
 Images are complex or real outside and real channels inside; this is the only module that knows of channels. A *masked* denoiser
-(Ambient) sees its image through an operator and is shown the mask as one more channel.
+(Ambient) sees its image through an operator and is shown the mask in channels of its own; the published models scale these by c_in, too,
+and have as many outputs as inputs, of which the first are the image.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,21 @@ from .tensors import Image, PerSample, per_sample, to_channels, to_complex
 
 
 class Denoiser(nn.Module):
-    """``network``: (B, c, H, W) real and (B,) -> (B, c', H, W) real, with c' channels of the image and c = c' (+ 1, the mask).
+    """``network``: (B, c, H, W) real and (B,) -> (B, c', H, W) real; c is the channels of the image and of ``mask_input``'s mask.
 
     It is shown rows and columns filled up with zeros to a ``multiple`` of what it can halve; images of any size may come.
     """
 
-    def __init__(self, network: nn.Module, sigma_data: float = 0.5, masked: bool = False, multiple: int = 1) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        sigma_data: float = 0.5,
+        masked: bool = False,
+        multiple: int = 1,
+        mask_input: Literal["one", "each", "pair"] = "one",
+    ) -> None:
         super().__init__()
+        self.mask_input = mask_input
         self.network = network
         self.sigma_data = sigma_data
         self.masked = masked
@@ -42,19 +51,28 @@ class Denoiser(nn.Module):
             )
         s = sigma.to(x_t.real.dtype)
         variance = s**2 + self.sigma_data**2
-        channels = per_sample(variance.rsqrt(), x_t) * to_channels(x_t)
+        c_in = variance.rsqrt()
+        channels = per_sample(c_in, x_t) * to_channels(x_t)
+        count = channels.shape[1]
         if mask is not None:
-            shown = mask.to(channels.dtype).expand(len(x_t), 1, *x_t.shape[-2:])
-            channels = torch.cat([channels, shown], dim=1)
+            channels = torch.cat([channels, self._mask_channels(mask, channels, per_sample(c_in, channels))], dim=1)
         dtype = next(self.network.parameters()).dtype
         height, width = channels.shape[-2:]
         missing = (0, -width % self.multiple, 0, -height % self.multiple)
         whole = pad(channels, missing) if any(missing) else channels
-        out = self.network(whole.to(dtype), (s.log() / 4).to(dtype)).to(channels.dtype)[..., :height, :width]
+        out = self.network(whole.to(dtype), (s.log() / 4).to(dtype)).to(channels.dtype)[:, :count, :height, :width]
         f = to_complex(out) if x_t.is_complex() else out
         c_skip = per_sample(self.sigma_data**2 / variance, x_t)
         c_out = per_sample(s * self.sigma_data * variance.rsqrt(), x_t)
         return c_skip * x_t + c_out * f
+
+    def _mask_channels(self, mask: Tensor, channels: Tensor, c_in: Tensor) -> Tensor:
+        """What the network is shown of the mask, beside the ``channels`` of the image."""
+        shown = mask.to(channels.dtype).expand(len(channels), 1, *channels.shape[-2:])
+        if self.mask_input == "one":
+            return shown
+        beside = [shown, torch.ones_like(shown)] if self.mask_input == "pair" else [shown] * channels.shape[1]
+        return c_in * torch.cat(beside, dim=1)
 
     def denoise(self, x_t: Image, sigma: PerSample, operator: LinearOperator) -> Image:
         """f of an image with white noise on the whole grid: a masked denoiser sees Ã^H Ã x_t and M̃, others x_t itself.
@@ -88,7 +106,10 @@ def build_denoiser(config: NetworkConfig, *, channels: int, size: Sequence[int],
     multiple = 2 ** (len(config.multipliers) - 1)  # every level but the first halves the image
     rows, columns = (-(-length // multiple) * multiple for length in size)
     out_channels = channels * (2 if complex_images else 1)
-    in_channels = out_channels + masked
+    of_mask = {"one": 1, "each": out_channels, "pair": 2}[config.mask_input] if masked else 0
+    in_channels = out_channels + of_mask
+    if of_mask and config.mask_input != "one":
+        out_channels = in_channels  # as published
     from .nn import MonaiUNet, SongUNet
 
     network: nn.Module
@@ -102,6 +123,9 @@ def build_denoiser(config: NetworkConfig, *, channels: int, size: Sequence[int],
             attention=config.attention,
             size=(rows, columns),
             dropout=config.dropout,
+            gated=config.gated,
+            augment_channels=config.augment,
+            checkpointing=config.checkpointing,
         )
     else:
         network = MonaiUNet(
@@ -111,4 +135,4 @@ def build_denoiser(config: NetworkConfig, *, channels: int, size: Sequence[int],
             blocks=config.blocks,
             attention=[rows >> level in config.attention for level in range(len(config.multipliers))],
         )
-    return Denoiser(network, config.sigma_data, masked, multiple)
+    return Denoiser(network, config.sigma_data, masked, multiple, config.mask_input)

@@ -95,6 +95,10 @@ class Domain(Protocol):
         """Opens operators.h5; a :class:`UserError` if ``experiment`` is given and asks for another corruption."""
         ...
 
+    def configured_law(self, experiment: Any) -> Law:
+        """The law that a configuration describes, for networks that were trained elsewhere; it may need the prepared data."""
+        ...
+
     def display(self, x: Image, law: Law) -> Tensor:
         """Images as a person or a metric sees them: (N, H, W) or (N, H, W, 3) in [0, 1], 8-bit steps, the same for every row."""
         ...

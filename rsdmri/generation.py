@@ -85,7 +85,28 @@ def open_model(run: Path, domain: Domain, experiment: Any, device: torch.device,
             f"{run}: no finished run here (no model.json). Make one: {domain.program}pretrain, then {domain.program}distill"
         )
     denoiser, description = load_model(run, weights)
-    return Model(run, denoiser.to(device), description, domain.law(run / "operators.h5"), experiment, device)
+    check_images(run, description, domain)
+    return Model(run, denoiser.to(device), description, law_of_run(run, domain, experiment), experiment, device)
+
+
+def law_of_run(run: Path, domain: Domain, experiment: Any, check: bool = False) -> Law:
+    """The law of a run's data; of an imported network, which has none, that of the experiment. ``check``: they must agree."""
+    if (run / "import.json").exists():
+        return domain.configured_law(experiment)
+    return domain.law(run / "operators.h5", experiment if check else None)
+
+
+def check_images(run: Path, description: Description, domain: Domain) -> None:
+    """A :class:`UserError` if a network makes images of another kind than an application's."""
+    if (description.channels, description.complex_images) != (domain.channels, domain.complex_images):
+        kinds = [
+            f"{channels} channel{'s' if channels > 1 else ''}, {'complex' if complex_images else 'real'}"
+            for channels, complex_images in (
+                (description.channels, description.complex_images),
+                (domain.channels, domain.complex_images),
+            )
+        ]
+        raise UserError(f"{run}: a network for images of {kinds[0]}; those of {domain.program.strip()}* are of {kinds[1]}")
 
 
 def write_samples(model: Model, path: Path, stage: str) -> None:

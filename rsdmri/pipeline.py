@@ -23,7 +23,7 @@ from .domain import Domain, Law, Size
 from .errors import UsageError, UserError
 from .evaluation import Evaluator, build_evaluator
 from .files import read_json, write_json
-from .generation import Model, open_model, read_samples, write_samples
+from .generation import Model, check_images, law_of_run, open_model, read_samples, write_samples
 from .grids import save_grid
 from .metrics.compare import MIN_IMAGES
 from .objectives import Objective, build_objective
@@ -64,9 +64,7 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
     )
     device = device_of(experiment)
     denoiser = _fresh(description, experiment.seed).to(device)
-    # The half cosine of the learning rate ends with the training: another length is another training.
-    ends = {"decay_ends": experiment.pretrain.images if experiment.pretrain.decay else None}
-    open_run(out, experiment, ("network", "objective", "pretrain", "data"), {"observations": path}, ends)
+    open_run(out, experiment, ("network", "objective", "pretrain", "data"), {"observations": path}, _ends(experiment.pretrain))
     if _finished(out, experiment.pretrain.images):
         return out
     law.save(out / "operators.h5")
@@ -82,7 +80,8 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     f_phi, described = load_model(run, weights)
     if described.role != "teacher":
         raise UserError(f"{run}: holds a {described.role}; a teacher is needed to distil from")
-    law = domain.law(run / "operators.h5", experiment)
+    check_images(run, described, domain)
+    law = law_of_run(run, domain, experiment, check=True)
     if experiment.objective != described.objective:
         raise UserError(
             f"{run}: this teacher was trained with {described.objective}, not with {experiment.objective}. The fake score must be"
@@ -99,8 +98,10 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     f_phi = f_phi.to(device)
     f_psi, g = (_copy(f_phi, config.dropout) for _ in range(2))
     distiller = Distiller(f_phi, f_psi, Generator(g, config.sigma_init), objective, config)
-    inputs = {"teacher": weights or run / "model.safetensors", "operators": run / "operators.h5"}
-    open_run(out, experiment, ("objective", "distill", "data"), inputs)
+    inputs = {"teacher": weights or run / "model.safetensors"}
+    if (run / "operators.h5").exists():
+        inputs["operators"] = run / "operators.h5"
+    open_run(out, experiment, ("objective", "distill", "data"), inputs, _ends(config))
     if _finished(out, config.images):
         return out
     law.save(out / "operators.h5")
@@ -258,6 +259,11 @@ def observations_path(experiment: Experiment) -> Path:
 def _finished(out: Path, images: int) -> bool:
     """Whether a run is there and at least this long: then the same command has nothing to do."""
     return (out / "model.json").exists() and load_description(out).images >= images
+
+
+def _ends(options: PretrainConfig | DistillConfig) -> dict[str, int | None]:
+    """Where a falling learning rate ends, which is with the training: another length is another training."""
+    return {"decay_ends": options.images if options.decay else None}
 
 
 def _objective(experiment: Experiment, law: Law) -> Objective:

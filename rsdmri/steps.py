@@ -81,7 +81,7 @@ class PretrainStep:
         samples = batch_of(list(self.data.buckets.values()), self.seed, images // config.batch, config.batch)
         obs = self.data.batch(samples).to(generator.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * learning_rate_factor(images + config.batch, config)
+            group["lr"] = config.lr * rise(images + config.batch, config.warmup) * fall(images + config.batch, config)
         sigma = self.objective.levels(obs.noise_std, generator)
         loss = self.objective.loss(self.model, obs, sigma, generator).mean()
         return {"loss": loss, "gradient": descend(self.optimizer, loss, config.clip)}
@@ -94,11 +94,14 @@ class PretrainStep:
         load_adam_state(self.optimizer, state["adam"])
 
 
-def learning_rate_factor(images: int, config: PretrainConfig) -> float:
-    """A linear rise over ``warmup`` images, then constant or a half cosine to zero."""
-    rise = min(1.0, images / config.warmup) if config.warmup else 1.0
-    fall = 0.5 * (1 + float(np.cos(np.pi * min(1.0, images / config.images)))) if config.decay else 1.0
-    return rise * fall
+def rise(images: int, warmup: int) -> float:
+    """The factor of a learning rate that rises linearly over ``warmup`` images."""
+    return min(1.0, images / warmup) if warmup else 1.0
+
+
+def fall(images: int, config: PretrainConfig | DistillConfig) -> float:
+    """The factor of one that falls to zero along a half cosine over the whole training, or stays."""
+    return 0.5 * (1 + float(np.cos(np.pi * min(1.0, images / config.images)))) if config.decay else 1.0
 
 
 class DistillStep:
@@ -117,6 +120,9 @@ class DistillStep:
         distiller, config = self.distiller, self.config
         n = config.batch
         values: dict[str, Tensor] = {}
+        for optimizer, lr in ((self.adam_fake, config.lr_fake), (self.adam_generator, config.lr_generator)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * fall(images + n, config)
         # Dropout is active only in a network's own step (SiD).
         if config.divergence != "sds":
             distiller.fake.requires_grad_(True).train()
@@ -146,6 +152,8 @@ class DistillStep:
             operator = self.law.rescan(condition, generator)
         else:
             operator, noise_std = self.law.draw(n, size, generator)
+        if self.config.noise == "none":
+            noise_std = torch.zeros_like(noise_std)
         if self.distiller.generator.denoiser.masked:
             condition = self.thin(cast(MaskedOperator, condition), generator)  # the generator sees what the teacher saw
         return z, condition, operator, noise_std

@@ -185,6 +185,9 @@ class Natural:
             _check_same(path, found, corruption_of(experiment.data))
         return law
 
+    def configured_law(self, experiment: NaturalExperiment) -> NaturalLaw:
+        return law_of(experiment.data)
+
     def display(self, x: Image, law: Law) -> Tensor:
         return ((x.clamp(-1, 1) + 1) * 127.5).round().movedim(1, -1) / 255
 

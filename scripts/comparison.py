@@ -1,8 +1,10 @@
-"""A fair comparison of one experiment: observations, its best teacher, a longer teacher, and the generator. Shared by reproduce_*.py.
+"""A fair comparison of one experiment: observations, its best teacher, a longer teacher, and the generator.
 
-Fair means: the teacher is the best of the averages of its training by the true metric (swd against clean references), from a
-training longer than phase II; ``teacher+`` is the best of all averages of a training that had the time of both phases. RSD is the last
-average of its training, not the best. What is done is read, not repeated; what was stopped goes on.
+Shared by reproduce_small.py and ablations.py. Fair means: the teacher is the best of the averages of its training by the true metric (swd
+against clean references), from a training longer than phase II; ``teacher+`` is the best of all averages of a training that had the
+time of both phases. RSD is the last average of its training, not the best. What is done is read, not repeated; what was stopped goes on.
+
+Teachers of noisy data stop at the level of the noise (Ambient-Truncated); ``full`` are the same ones, sampled down to zero (Ambient-Full).
 """
 
 import dataclasses
@@ -21,15 +23,16 @@ from rsdmri.files import read_json, write_json
 from rsdmri.generation import read_samples
 from rsdmri.training import read_log
 
-ROWS = ("observation", "teacher", "teacher+", "rsd")
+ROWS = ("observation", "full", "teacher", "teacher+", "rsd")
 
 
-def lengthened(experiment: Experiment, images: int, plus: float, kept: int) -> Experiment:
-    """The experiment with a teacher of ``images`` times ``plus`` images, of which ``kept`` times ``plus`` averages are kept.
+def lengthened(experiment: Experiment, plus: float, kept: int) -> Experiment:
+    """The experiment with a teacher ``plus`` times as long, of which ``kept`` times ``plus`` averages are kept.
 
     Its learning rate must be constant, so that every average is a fair candidate.
     """
-    pretrain = dataclasses.replace(experiment.pretrain, images=int(images * plus), snapshots=int(kept * plus), decay=False)
+    images = int(experiment.pretrain.images * plus)
+    pretrain = dataclasses.replace(experiment.pretrain, images=images, snapshots=int(kept * plus), decay=False)
     return dataclasses.replace(experiment, pretrain=pretrain)
 
 
@@ -38,16 +41,16 @@ def seconds(run: Path, images: int) -> float:
     return float(next(line["seconds"] for line in read_log(run / "metrics.jsonl") if line["images"] >= images))
 
 
-def curve(experiment: Experiment, domain: Domain, judge: Evaluator, run: Path) -> dict[str, Any]:
+def curve(experiment: Experiment, domain: Domain, judge: Evaluator, run: Path, name: str = "curve") -> dict[str, Any]:
     """The true and proximal distances of all snapshots of a run, by images seen; kept beside it, because a teacher's take long."""
-    path = run / "curve.json"
+    path = run / f"{name}.json"
     found = dict(read_json(path)) if path.exists() else {}
     for images, weights in snapshots(run).items():
         if str(images) not in found:
             samples = pipeline.load(run, domain, experiment, weights).sample(range(judge.n))
             found[str(images)] = {"metrics": judge.true(samples), "proximal": judge.proximal(samples, range(judge.n))}
             write_json(path, found)
-            print(f"  {run.parent.name}/{run.name} {images}: swd {swd(found[str(images)]):.1f}", flush=True)
+            print(f"  {run.parent.name}/{run.name} {name} {images}: swd {swd(found[str(images)]):.1f}", flush=True)
     return found
 
 
@@ -56,59 +59,95 @@ def swd(scores: Any) -> float:
     return float(scores["metrics"]["swd"]["value"])
 
 
-def compare(experiment: Experiment, domain: Domain, images: int, n: int, path: Path) -> dict[str, Any]:
+def best(curve: dict[str, Any], images: int) -> str:
+    """The best average of a training up to ``images``, by the true metric."""
+    return min((k for k in curve if int(k) <= images), key=lambda k: swd(curve[k]))
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """What a result depends on."""
+    return {name: part for name, part in to_tree(experiment).items() if name not in ("runs", "device")}
+
+
+def finished(path: Path, experiment: Experiment) -> dict[str, Any] | None:
+    """The result of an experiment, if it is there."""
+    if not path.exists():
+        return None
+    result = dict(read_json(path))
+    if _paths_aside(result["settings"]) != _paths_aside(settings_of(experiment)):
+        raise UserError(f"{path}: of other settings. Move it away, or take another folder with --results.")
+    return result
+
+
+def _paths_aside(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without where the data lie."""
+    data = {name: value for name, value in settings["data"].items() if name not in ("kspace", "maps", "references", "images")}
+    return {**settings, "data": data}
+
+
+def compare(experiment: Experiment, domain: Domain, plus: float, n: int, path: Path) -> dict[str, Any]:
     """Trains, chooses the teacher, distils it, scores all rows and writes the JSON ``path``; ``experiment`` is a lengthened one."""
-    settings = {name: part for name, part in to_tree(experiment).items() if name not in ("runs", "device")}
-    if path.exists():
-        result = dict(read_json(path))
-        if result["settings"] != settings:
-            raise UserError(f"{path}: of other settings. Move it away, or take another folder with --runs.")
+    result = finished(path, experiment)
+    if result is not None:
         return result
     if not (experiment.folder / "prepare" / "observations.h5").exists():
         pipeline.prepare(experiment, domain)
-    teacher_run = pipeline.pretrain(experiment, domain)
+    run = pipeline.pretrain(experiment, domain)
     judge = pipeline.evaluator(experiment, domain, n)
-    teachers = curve(experiment, domain, judge, teacher_run)
-    best = min((k for k in teachers if int(k) <= images), key=lambda k: swd(teachers[k]))
-    best_plus = min(teachers, key=lambda k: swd(teachers[k]))
-    distill_run = pipeline.distill(experiment, domain, teacher=snapshots(teacher_run)[int(best)])
-    generators = curve(experiment, domain, judge, distill_run)
-    last = max(generators, key=int)
+    images = round(experiment.pretrain.images / plus)
+    curves = {"teacher": curve(experiment, domain, judge, run)}
+    if experiment.sample.stop > 0:
+        down = dataclasses.replace(experiment, sample=dataclasses.replace(experiment.sample, stop=0.0))
+        curves["full"] = curve(down, domain, judge, run, "curve-full")
+    chosen = {name: best(found, images) for name, found in curves.items()}
+    chosen["teacher+"] = best(curves["teacher"], experiment.pretrain.images)
+    distill_run = pipeline.distill(experiment, domain, teacher=snapshots(run)[int(chosen["teacher"])])
+    curves["rsd"] = curve(experiment, domain, judge, distill_run)
+    chosen["rsd"] = max(curves["rsd"], key=int)
+    rows = {name: curves["teacher" if name == "teacher+" else name][at] for name, at in chosen.items()}
     true, proximal = judge.observation_scores()
     times = {}
-    for name, run in (("teacher", teacher_run), ("rsd", distill_run)):
-        pipeline.sample(experiment, domain, run=run)
-        times[name] = read_samples(run / "samples.h5")[1]["seconds_per_image"]
+    for name, where in (("teacher", run), ("rsd", distill_run)):
+        pipeline.sample(experiment, domain, run=where)
+        times[name] = read_samples(where / "samples.h5")[1]["seconds_per_image"]
     result = {
         "name": experiment.name,
         "seed": experiment.seed,
-        "settings": settings,
+        "settings": settings_of(experiment),
         "n": judge.n,
-        "rows": {
-            "observation": {"metrics": true, "proximal": proximal},
-            "teacher": teachers[best],
-            "teacher+": teachers[best_plus],
-            "rsd": generators[last],
-        },
-        "images": {"teacher": int(best), "teacher+": int(best_plus), "rsd": int(last)},
+        "rows": {"observation": {"metrics": true, "proximal": proximal}, **rows},
+        "images": {name: int(at) for name, at in chosen.items()},
         "training_seconds": {
-            "teacher": seconds(teacher_run, images),
-            "teacher+": seconds(teacher_run, experiment.pretrain.images),
-            "rsd": seconds(distill_run, int(last)),
+            "teacher": seconds(run, images),
+            "teacher+": seconds(run, experiment.pretrain.images),
+            "rsd": seconds(distill_run, int(chosen["rsd"])),
         },
         "seconds_per_image": times,
-        "curves": {"teacher": teachers, "rsd": generators},
+        "swd": {name: {at: round(swd(scores), 1) for at, scores in found.items()} for name, found in curves.items()},
     }
     write_json(path, result)
     return result
 
 
-def cells(results: Sequence[dict[str, Any]], row: str) -> list[str]:
-    """Mean and spread (standard deviation) of a row over the seeds: swd, psd, proximal swd, proximal psd."""
-    found = []
-    for group in ("metrics", "proximal"):
-        for metric, digits in (("swd", 1), ("psd", 3)):
-            values = [result["rows"][row][group][metric]["value"] for result in results]
-            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-            found.append(f"{statistics.mean(values):.{digits}f}{spread}")
-    return found
+def values(results: Sequence[dict[str, Any]], row: str, metric: str = "swd", group: str = "metrics") -> list[float]:
+    """A metric of a row, one value a seed; none where the row does not apply."""
+    return [float(result["rows"][row][group][metric]["value"]) for result in results if row in result["rows"]]
+
+
+def cell(numbers: Sequence[float], digits: int = 1) -> str:
+    """Mean and spread (standard deviation) over the seeds."""
+    if not numbers:
+        return "-"
+    spread = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.{digits}f}{spread}"
+
+
+def verdict(results: Sequence[dict[str, Any]]) -> str:
+    """Whether RSD lies below the best teacher by more than twice the larger of their spreads over the seeds."""
+    if len(results) < 2:
+        return "-"
+    rsd = values(results, "rsd")
+    rivals = [values(results, row) for row in ("full", "teacher", "teacher+") if row in results[0]["rows"]]
+    rival = min(rivals, key=statistics.mean)
+    gap, spread = statistics.mean(rival) - statistics.mean(rsd), max(statistics.stdev(rival), statistics.stdev(rsd))
+    return "yes" if gap > 2 * spread else "no" if gap < -2 * spread else "a draw"

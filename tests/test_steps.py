@@ -14,7 +14,7 @@ from rsdmri.mri.domain import MRI, Bank, MRILaw
 from rsdmri.objectives import build_objective
 from rsdmri.pipeline import _copy
 from rsdmri.sampling import sample_generator
-from rsdmri.steps import DistillStep, batch_of, draw_size, indices, learning_rate_factor
+from rsdmri.steps import DistillStep, batch_of, draw_size, fall, indices, rise
 from rsdmri.tensors import make_generator
 from rsdmri.training import Average
 
@@ -98,11 +98,23 @@ def test_sizes_are_drawn_as_often_as_the_data_have_them():
 
 
 def test_learning_rate_rises_and_falls():
-    config = PretrainConfig(images=1000, warmup=100, decay=True)
-    assert learning_rate_factor(50, config) == pytest.approx(0.5, rel=0.01)
-    assert learning_rate_factor(500, config) == pytest.approx(0.5)
-    assert learning_rate_factor(1000, config) == pytest.approx(0.0)
-    assert learning_rate_factor(900, dataclasses.replace(config, decay=False)) == 1.0
+    assert (rise(50, 100), rise(500, 100), rise(1, 0)) == (0.5, 1.0, 1.0)
+    config = PretrainConfig(images=1000, decay=True)
+    assert fall(0, config) == 1.0
+    assert fall(500, config) == pytest.approx(0.5)
+    assert fall(1000, config) == pytest.approx(0.0)
+    assert fall(900, dataclasses.replace(config, decay=False)) == 1.0
+
+
+def test_both_rates_of_a_distillation_fall():
+    made = step(lr_fake=3e-4, lr_generator=1e-4, decay=True, images=8, batch=4)
+    made(0, make_generator(0))
+    assert [adam.param_groups[0]["lr"] for adam in (made.adam_fake, made.adam_generator)] == pytest.approx([1.5e-4, 5e-5])
+
+
+def test_the_standard_way_of_dsd_measures_without_noise():
+    assert step(noise="data").draw(9, make_generator(0))[3].max() > 0
+    assert step(noise="none").draw(9, make_generator(0))[3].max() == 0
 
 
 def test_the_average_of_the_weights_has_the_half_life_that_is_asked_for():

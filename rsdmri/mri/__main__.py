@@ -139,6 +139,7 @@ distill = partial(main, "distill")
 sample = partial(main, "sample")
 evaluate = partial(main, "evaluate")
 report = partial(main, "report")
+import_ = partial(main, "import")
 
 if __name__ == "__main__":
     main()

@@ -231,6 +231,10 @@ class MRI:
                 raise UserError(f"{path}: the teacher was trained with data.thinning '{law.thinning}'. Give the same.")
         return law
 
+    def configured_law(self, experiment: MRIExperiment) -> MRILaw:
+        # Coil maps come with the data.
+        return self.observations(experiment.folder / "prepare" / "observations.h5", experiment).law()
+
     def display(self, x: Image, law: Law) -> Tensor:
         assert isinstance(law, MRILaw)
         magnitude = (x[:, 0].abs() / law.display_max).clamp(0, 1)

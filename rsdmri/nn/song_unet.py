@@ -31,6 +31,7 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .shapes import check_divisible, group_count
 
@@ -64,6 +65,7 @@ class SongUNet(nn.Module):
         dropout: probability inside each block.
         augment_channels: length of the augmentation label, 0 for none (EDM's has 9).
         gated: every convolution has a gate, see ``Convolution``.
+        checkpointing: blocks keep their inputs alone and compute the rest again in the backward pass.
     """
 
     def __init__(
@@ -79,13 +81,14 @@ class SongUNet(nn.Module):
         dropout: float = 0.0,
         augment_channels: int = 0,
         gated: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         rows = size if isinstance(size, int) else size[0]
         levels = range(len(multipliers))
         widths = [channels * multiplier for multiplier in multipliers]
         attends = [rows >> level in attention for level in levels]
-        block = partial(Block, embedding=4 * channels, dropout=dropout, gated=gated)
+        block = partial(Block, embedding=4 * channels, dropout=dropout, gated=gated, checkpointing=checkpointing)
 
         self.embedding = NoiseEmbedding(channels, 4 * channels, augment_channels)
         self.input = Convolution(in_channels, channels, 3, gated=gated)
@@ -194,8 +197,10 @@ class Block(nn.Module):
         attends: bool = False,
         dropout: float = 0.0,
         gated: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.resample = RESAMPLING[resample]()
         self.norm0 = group_norm(in_channels)
         self.conv0 = Convolution(in_channels, out_channels, 3, gated=gated)
@@ -209,6 +214,11 @@ class Block(nn.Module):
         self.attention = SelfAttention(out_channels, gated=gated) if attends else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(self._compute, x, emb, use_reentrant=False))
+        return self._compute(x, emb)
+
+    def _compute(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv0(self.resample(F.silu(self.norm0(x)))) + self.affine(emb)[:, :, None, None]
         h = self.conv1(self.dropout(F.silu(self.norm1(h))))
         x = (self.skip(self.resample(x)) + h) * SQRT_HALF

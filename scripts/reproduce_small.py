@@ -1,0 +1,124 @@
+"""The papers' tables at a size for two CPU cores: observation, teachers and generator, one JSON a (row, seed).
+
+    python scripts/reproduce_small.py --images FACES.npz [--rows blur mri_r4] [--seeds 0 1 2]
+    python scripts/reproduce_small.py --table
+
+Photographs are 16 x 16, drawn heads 32 x 32 with eight coils. Each (row, seed) takes at most 20 minutes and goes on where it was stopped;
+what is done is read. ``--table`` prints what there is. What is fair is said in comparison.py.
+"""
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from comparison import ROWS, cell, compare, lengthened, values, verdict
+
+from rsdmri.config import Experiment
+from rsdmri.domain import Domain
+from rsdmri.files import read_json
+from rsdmri.mri.config import MRIExperiment
+from rsdmri.mri.domain import MRI
+from rsdmri.settings import load_experiment
+from rsdmri_natural.config import NaturalExperiment
+from rsdmri_natural.domain import Natural
+
+#: Corruption and objective of the rows of photographs.
+NATURAL: dict[str, tuple[dict[str, Any], Literal["standard", "tweedie", "ambient"]]] = {
+    "noise_0.1": ({"corruption": "noise", "noise_std": 0.1}, "tweedie"),
+    "noise_0.2": ({"corruption": "noise", "noise_std": 0.2}, "tweedie"),
+    "noise_0.4": ({"corruption": "noise", "noise_std": 0.4}, "tweedie"),
+    "blur": ({"corruption": "blur"}, "standard"),
+    "blur_0.2": ({"corruption": "blur", "noise_std": 0.2}, "tweedie"),
+    "inpainting_0.6": ({"corruption": "inpainting", "missing": 0.6}, "ambient"),
+    "inpainting_0.9": ({"corruption": "inpainting", "missing": 0.9}, "ambient"),
+    "sr2": ({"corruption": "super_resolution", "factor": 2}, "standard"),
+}
+#: Acceleration and ACS lines of the rows of MRI: of 32 columns, R = 8 keeps four, and its further corrupted mask three.
+ACCELERATIONS = {"mri_r2": (2.0, 4), "mri_r4": (4.0, 4), "mri_r8": (8.0, 2)}
+PLUS = 2.0  # length of teacher+ in lengths of the teacher
+
+
+def experiment_of(row: str, seed: int, runs: Path, images: Path | None) -> tuple[Experiment, Domain, int]:
+    """The small experiment of a row, its application, and how many images a side are compared."""
+    common: dict[str, Any] = {"name": f"{row}-seed{seed}", "runs": runs, "seed": seed}
+    if row in ACCELERATIONS:
+        base = load_experiment(MRIExperiment, ["mri/phantoms_small"])
+        accel, acs = ACCELERATIONS[row]
+        where: dict[str, Any] = {"kspace": (runs / "kspace",), "maps": runs / "espirit"}
+        scans = dataclasses.replace(base.data, accel=accel, acs=acs, **where)
+        return lengthened(dataclasses.replace(base, data=scans, **common), PLUS, 3), MRI(), 400
+    faces = load_experiment(NaturalExperiment, ["natural/faces_small"])
+    fields, objective = NATURAL[row]
+    experiment = dataclasses.replace(
+        faces,
+        data=dataclasses.replace(faces.data, images=images, **fields),
+        objective=dataclasses.replace(faces.objective, kind=objective),
+        sample=dataclasses.replace(faces.sample, stop=fields.get("noise_std", 0.0)),
+        **common,
+    )
+    return lengthened(experiment, PLUS, 3), Natural(), 500
+
+
+def draw_scans(runs: Path) -> None:
+    """100 drawn heads, hardly any noise, and their coil maps; what is there is not made again."""
+    rsdmri = [sys.executable, "-m", "rsdmri.mri"]
+    drawn = ["--phantoms", "100", "--size", "32", "32", "--phase", "0.3", "--snr", "1000", "--out", str(runs / "kspace")]
+    subprocess.run([*rsdmri, "simulate", *drawn], check=True)
+    subprocess.run([*rsdmri, "espirit", str(runs / "kspace"), "--out", str(runs / "espirit")], check=True)
+
+
+def table(folder: Path, rows: Sequence[str]) -> str:
+    """What there is, in Markdown: mean and spread over the seeds."""
+    names = ["observation", "teacher, full", "teacher", "teacher+", "rsd"]
+    lines = [f"| corruption (floor) | {' | '.join(names)} | rsd / teacher | wins | proximal: teacher+ | rsd | seeds |"]
+    lines.append("|---" * (lines[0].count("|") - 1) + "|")
+    for corruption in rows:
+        results = [dict(read_json(path)) for path in sorted(folder.glob(f"{corruption}-seed*.json"))]
+        if not results:
+            continue
+        floor = results[0]["rows"]["rsd"]["metrics"]["swd"]["floor"]
+        ratios = [one / other for one, other in zip(values(results, "rsd"), values(results, "teacher"), strict=True)]
+        cells = [
+            f"{corruption} ({floor:.0f})",
+            *(cell(values(results, row)) for row in ROWS),
+            cell(ratios, 2),
+            verdict(results),
+            *(cell(values(results, row, group="proximal")) for row in ("teacher+", "rsd")),
+            " ".join(str(result["seed"]) for result in results),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Runs the jobs that are asked for, then prints the table."""
+    rows = [*NATURAL, *ACCELERATIONS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="photographs of faces, with the splits train and test")
+    parser.add_argument(
+        "--rows", nargs="+", choices=rows, default=rows, metavar="ROW", help=f"of {', '.join(rows)}; default: all"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce-small"), help="where the trainings lie")
+    parser.add_argument("--results", type=Path, default=Path("docs/reproduce_small"), help="where the JSON of each job goes")
+    parser.add_argument("--table", action="store_true", help="train nothing, print what there is")
+    options = parser.parse_args()
+    if not options.table:
+        if options.images is None and set(options.rows) & NATURAL.keys():
+            parser.error("--images FILE is needed for the rows of photographs")
+        if set(options.rows) & ACCELERATIONS.keys():
+            draw_scans(options.runs)
+        for seed in options.seeds:
+            for row in options.rows:
+                experiment, domain, n = experiment_of(row, seed, options.runs, options.images)
+                compare(experiment, domain, PLUS, n, options.results / f"{experiment.name}.json")
+    print(table(options.results, rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
