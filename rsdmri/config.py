@@ -167,6 +167,9 @@ class DistillConfig:
     divergence: Literal["sid", "dmd", "sds"] = "sid"
     """What teacher and fake are compared by: score identity (RSD Eq. 11), the gradient of the KL divergence (distribution matching), or
     the teacher alone (score distillation sampling; there is no fake)."""
+    weight: Literal["residual", "level"] = "residual"
+    """What the generator's loss is divided by: how far the teacher's prediction is from each image (SiD), or what that comes to at the level
+    of the comparison, for all images alike, as the theorems have it."""
     alpha: float = 1.2
     """Weight of the squared difference in the SiD loss (RSD Eq. 11)."""
     sigma_init: float = 2.5

@@ -4,9 +4,11 @@ r"""Restoration score distillation (RSD Algorithm 6): a teacher becomes a one-st
     generator:  x_g = G(z);  w_g = A' x_g corrupted as the data;  x_t = what the objective makes of it at level s;
                 r, q = predictions of the teacher f_phi and of the fake f_psi;  w = target
 
-    SiD (RSD Eq. 11):  sum Re[conj(r - q)(r - w)] - alpha |r - q|^2,  times 1 / max(mean |w - r|, 1e-5), detached
+    SiD (RSD Eq. 11):  sum Re[conj(r - q)(r - w)] - alpha |r - q|^2
     DMD:               the gradient q - r in the direction of w, which is that of KL(p_G, p_X) up to s^2      (Yin et al. 2024)
     SDS:               the gradient w - r: the teacher alone, whose minimum is a mode                         (Poole et al. 2023)
+
+each divided by max(mean |w - r|, 1e-5), detached, or by what that comes to at the level s for all images alike: s sd / sqrt(s^2 + sd^2).
 
 The masks of A and A' are independent of the one that G is shown: were A the operator that G was shown, G would be judged only where
 it was told. Gradients flow through x_g and through the inputs of both score networks, which are frozen by
@@ -16,8 +18,9 @@ it was told. Gradients flow through x_g and through the inputs of both score net
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from . import noise
 from .config import DistillConfig
 from .denoiser import Denoiser, Generator
 from .errors import UserError
@@ -29,31 +32,34 @@ from .tensors import Image, PerSample, squared, sum_samples
 SMALLEST_RESIDUAL = 1e-5  # SiD: below it the weight stops growing
 
 
-def sid_loss(r: Image, q: Image, w: Image, alpha: float) -> PerSample:
-    """The SiD loss (RSD Eq. 11) of predictions r (teacher) and q (fake) and target w; (B,), summed over real components."""
+def sid_loss(r: Image, q: Image, w: Image, alpha: float, size: PerSample | None = None) -> PerSample:
+    """The SiD loss (RSD Eq. 11) of predictions r (teacher) and q (fake) and target w; (B,), summed over real components.
+
+    Divided by ``size``, by default by mean |w - r|.
+    """
     difference = r - q
     loss = sum_samples((difference.conj() * (r - w)).real - alpha * squared(difference))
-    return loss / _mean_residual(w - r).clamp(min=SMALLEST_RESIDUAL)
+    return loss / (_mean_residual(r, w) if size is None else size)
 
 
-def dmd_loss(r: Image, q: Image, w: Image) -> PerSample:
-    """A loss whose gradient with respect to w is (q - r) / mean |w - r|: of distribution matching (Yin et al. 2024, arXiv 2311.18828).
+def dmd_loss(r: Image, q: Image, w: Image, size: PerSample | None = None) -> PerSample:
+    """A loss whose gradient with respect to w is (q - r) / size: of distribution matching (Yin et al. 2024, arXiv 2311.18828).
 
-    Its value means nothing: r, q and the weight are detached.
+    Its value means nothing: r, q and the size, by default mean |w - r|, are detached.
     """
-    return sum_samples(((q - r).detach().conj() * w).real) / _mean_residual(w - r).clamp(min=SMALLEST_RESIDUAL)
+    return sum_samples(((q - r).detach().conj() * w).real) / (_mean_residual(r, w) if size is None else size)
 
 
-def sds_loss(r: Image, w: Image) -> PerSample:
-    """A loss whose gradient with respect to w is (w - r) / mean |w - r|: eps_phi - eps (Poole et al. 2023, arXiv 2209.14988)."""
-    return dmd_loss(r, w, w)
+def sds_loss(r: Image, w: Image, size: PerSample | None = None) -> PerSample:
+    """A loss whose gradient with respect to w is (w - r) / size: eps_phi - eps (Poole et al. 2023, arXiv 2209.14988)."""
+    return dmd_loss(r, w, w, size)
 
 
-def _mean_residual(residual: Tensor) -> PerSample:
-    """mean |residual| over all real components, masked ones included; detached."""
-    residual = residual.detach()
+def _mean_residual(r: Image, w: Image) -> PerSample:
+    """mean |w - r| over all real components, masked ones included, at least 1e-5; detached."""
+    residual = (w - r).detach()
     real = torch.view_as_real(residual) if residual.is_complex() else residual
-    return real.abs().flatten(1).mean(1)
+    return real.abs().flatten(1).mean(1).clamp(min=SMALLEST_RESIDUAL)
 
 
 class Distiller(nn.Module):
@@ -124,9 +130,10 @@ class Distiller(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.divergence == "sid"):
             r = self.objective.predict(self.teacher, perturbed, obs, space)
             q = self.objective.predict(self.fake, perturbed, obs, space) if self.config.divergence != "sds" else r
+        size = noise.weight(sigma, self.teacher.sigma_data).rsqrt() if self.config.weight == "level" else None
         if self.config.divergence == "sid":
-            return sid_loss(r, q, w, self.config.alpha)
-        return dmd_loss(r, q, w) if self.config.divergence == "dmd" else sds_loss(r, w)
+            return sid_loss(r, q, w, self.config.alpha, size)
+        return dmd_loss(r, q, w, size) if self.config.divergence == "dmd" else sds_loss(r, w, size)
 
     def compared(
         self, x_g: Image, operator: LinearOperator, noise_std: PerSample, generator: torch.Generator | None = None

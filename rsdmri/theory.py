@@ -59,10 +59,12 @@ def eta(gain: float, sigma: float, s: float) -> float:
 
 def wasserstein2(first: Tensor, second: Tensor) -> Tensor:
     """W2^2 between N(0, first) and N(0, second): tr first + tr second - 2 tr (first^1/2 second first^1/2)^1/2."""
-    values, vectors = torch.linalg.eigh(first)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
-    return torch.trace(first) + torch.trace(second) - 2 * cross
+    roots = []
+    for covariance in (first, second):
+        values, vectors = torch.linalg.eigh(covariance)
+        roots.append(vectors * values.clamp(min=0).sqrt() @ vectors.T)
+    # The singular values of a product of roots: roots of eigenvalues would make 1e-8 of a zero that is rounded to 1e-16.
+    return torch.trace(first) + torch.trace(second) - 2 * torch.linalg.svdvals(roots[0] @ roots[1]).sum()
 
 
 def dsd_distance(d: int, r: int, sigma: float) -> float:

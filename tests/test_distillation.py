@@ -292,7 +292,7 @@ def test_in_every_space_a_perfect_prediction_is_the_target(space, generator):
     distiller = Distiller(Constant(x), Constant(x + 1), lambda z, condition: x, objective, DistillConfig(space=space))
     seen = {}
 
-    def loss(r, q, w, alpha):
+    def loss(r, q, w, alpha, size):
         seen.update(r=r, q=q, w=w)
         return torch.zeros(3)
 
