@@ -39,8 +39,9 @@ class NaturalData:
     """super_resolution: rows and columns of a block."""
     delta: float = 0.1
     """Ambient on inpainting: the probability with which a seen pixel is hidden once more. On box: another box is hidden."""
-    noise_std: float = 0.0
-    """Measurement noise on images in [-1, 1]; of measured images of low resolution, the noise that they have there."""
+    noise_std: float | Literal["auto"] = 0.0
+    """Measurement noise on images in [-1, 1]; of measured images of low resolution, the noise that they have there. auto, of measured ones:
+    estimated from their finest details, which gives an upper bound where their contrast is more than 10 times as strong."""
     measured: bool = False
     """The images are themselves corrupted as described: they must have this size (super_resolution: size / factor), and nothing is added.
     Not for masks and motion, which nobody would know. Clean references are those of another reference_split, if one is named."""
@@ -48,7 +49,10 @@ class NaturalData:
     def __post_init__(self) -> None:
         require(0 <= self.missing < 1, "data.missing must lie in [0, 1): with 1 nothing is left to learn from")
         require(0 < self.delta < 1, "data.delta must lie in (0, 1)")
-        require(self.noise_std >= 0, "data.noise_std must not be negative")
+        require(self.noise_std == "auto" or self.noise_std >= 0, "data.noise_std must not be negative")
+        require(
+            self.noise_std != "auto" or self.measured, "data.noise_std: 'auto' is for data.measured; else it is what is added"
+        )
         require(self.size >= 8, "data.size must be at least 8")
         require(self.corruption != "box" or 0 < self.box < self.size, "data.box must lie between 0 and data.size")
         require(self.kernel_width % 2 == 1 and self.kernel_std > 0, "data.kernel_width must be odd, data.kernel_std positive")
@@ -67,6 +71,7 @@ class NaturalData:
     @property
     def noise_on_image(self) -> float:
         """The noise on the image grid: that of a measured image of low resolution is made white there, and grows by the factor."""
+        assert self.noise_std != "auto", "estimated by prepare"
         return self.noise_std * (self.factor if self.measured and self.corruption == "super_resolution" else 1)
 
 

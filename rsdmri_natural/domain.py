@@ -1,6 +1,8 @@
 """Photographs as an application of the engine."""
 
+import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor
 from rsdmri.domain import Law, Size
 from rsdmri.errors import UserError
 from rsdmri.files import atomic
+from rsdmri.noise_level import of_images
 from rsdmri.observations import Observation, observe
 from rsdmri.operators import Identity, LinearOperator, MaskedOperator
 from rsdmri.progress import track
@@ -27,6 +30,7 @@ from .operators import Blur, Inpainting, SuperResolution, enlarged, gaussian_ker
 
 IN_MEMORY = 4 << 30  # bytes of observations up to which a data set is held in memory
 CHUNK = 256  # images at a time in prepare
+ESTIMATED_FROM = 2000  # images from which the noise is estimated
 
 
 def draw_operator(data: NaturalData, n: int, size: Size, generator: torch.Generator) -> LinearOperator:
@@ -89,11 +93,28 @@ def corruption_of(data: NaturalData) -> dict[str, Any]:
     return {name: getattr(data, name) for name in names}
 
 
+def resolved(data: NaturalData, found: Mapping[str, Any]) -> NaturalData:
+    """A configuration whose noise was estimated when the data were prepared, with what was ``found``."""
+    return dataclasses.replace(data, noise_std=found["noise_std"]) if data.noise_std == "auto" else data
+
+
+def _estimated(data: NaturalData, pixels: NDArray[np.uint8]) -> NaturalData:
+    """The same of measured images, from at most so many of them, spread over the whole."""
+    if data.noise_std != "auto":
+        return data
+    some = _scaled(pixels[:: -(-len(pixels) // ESTIMATED_FROM)])
+    level = of_images(some)
+    signal = float((some.var() - level.std**2).clamp(min=0).sqrt())
+    said = "at most " if level.bound(signal) else ""
+    reason = ", an upper bound: their contrast is more than 10 times as strong" if said else ""
+    print(f"prepare: the noise of the images is {said}{level.std:.3g} ({level.source}){reason}", file=sys.stderr)
+    return dataclasses.replace(data, noise_std=level.std)
+
+
 class NaturalObservations:
     """observations.h5: in memory where it is small enough, else images are read from the file when they are asked for."""
 
     def __init__(self, path: Path, data: NaturalData) -> None:
-        self.data = data
         try:
             file = h5py.File(path, "r")
             found = json.loads(file.attrs["data"])
@@ -105,6 +126,7 @@ class NaturalObservations:
             raise UserError(f"{path}: no such file. Make it: rsdmri-natural prepare") from None
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not a prepared data set ({error}). Run rsdmri-natural prepare again.") from None
+        self.data = data = resolved(data, found)
         _check_same(path, found, {**corruption_of(data), "delta": found.get("delta")})  # delta belongs to the teacher
 
     def __len__(self) -> int:
@@ -148,6 +170,7 @@ class Natural:
         split = data.reference_split or data.split
         known = split != data.split or not data.measured
         references = load_images(data.images, split, data.size, cache, data.skip_bad) if known else None
+        data = _estimated(data, images)
         law = law_of(data)
         (out / "references.h5").unlink(missing_ok=True)  # of an earlier data set
         with atomic(out / "observations.h5") as temporary, h5py.File(temporary, "w") as file:
@@ -182,10 +205,12 @@ class Natural:
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not the operators of a run ({error})") from None
         if experiment is not None:
-            _check_same(path, found, corruption_of(experiment.data))
+            _check_same(path, found, corruption_of(resolved(experiment.data, found)))
         return law
 
     def configured_law(self, experiment: NaturalExperiment) -> NaturalLaw:
+        if experiment.data.noise_std == "auto":
+            return self.observations(experiment.folder / "prepare" / "observations.h5", experiment).law()
         return law_of(experiment.data)
 
     def display(self, x: Image, law: Law) -> Tensor:
@@ -205,7 +230,7 @@ def _corrupted(pixels: NDArray[np.uint8], name: str, law: NaturalLaw, seed: int)
     if not data.measured:
         return observe(image, operator, noise_std, generator)
     if isinstance(operator, SuperResolution):
-        y, noise_std = enlarged(image, torch.full((1,), data.noise_std, dtype=torch.float32), data.factor, generator)
+        y, noise_std = enlarged(image, noise_std / data.factor, data.factor, generator)
         return Observation(y, operator, noise_std)
     return Observation(image, operator, noise_std)
 

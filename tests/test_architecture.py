@@ -12,13 +12,13 @@ ROOT = Path(__file__).parent.parent
 # A module may import from rows above its own, and from its own row.
 ROWS = [
     {"errors", "files", "progress", "config", "tensors", "arrays", "grids", "pictures"},
-    {"settings", "operators", "noise", "nn"},
+    {"settings", "operators", "noise", "noise_level", "foreign", "nn"},
     {"observations", "denoiser"},
     {"objectives", "sampling", "metrics"},
     {"distillation", "theory", "checkpoints"},
     {"training", "jobs"},
     {"domain"},
-    {"steps", "runs", "generation", "evaluation", "reporting", "report_charts"},
+    {"steps", "runs", "generation", "importing", "evaluation", "reporting", "report_charts"},
     {"pipeline"},
     {"cli"},
 ]

@@ -20,7 +20,7 @@ OVERSAMPLED = 0.75  # a readout is oversampled if its image has at most this par
 
 def conditioned(scan: KSpace, maps: Tensor, data: MRIData) -> tuple[KSpace, Tensor]:
     """The scan and its maps (slices, coils, H, W) as ``data`` asks; ``scan.noise_std`` must be known and is kept true."""
-    if data.whiten and data.noise_std is None and scan.noise_covariance is not None:
+    if data.whiten and data.noise_std == "auto" and scan.noise_covariance is not None:
         scan, maps = whitened(scan, maps, scan.noise_covariance)
     if data.coils is not None and data.coils < maps.shape[1]:
         scan, maps = compressed(scan, maps, data.coils, kept_acs(scan.kspace.shape[-1], data.acs))

@@ -38,15 +38,16 @@ class MRIData:
     """Make the noise of the coils independent, where the file has noise scans and ``noise_std`` is not given."""
     thinning: Literal["redrawn", "fixed"] = "redrawn"
     """Whether the further corrupted mask is drawn anew at every step or once a sample (public teachers)."""
-    noise_std: float | None = None
-    """Noise of the k-space, per real component, in the units of the file; by default what the file says, else its edges."""
+    noise_std: float | Literal["auto"] = "auto"
+    """Noise of the k-space, per real component, in the units of the file; auto: what the file or its noise scans say, else what the ends of
+    the readout or the outermost lines hold, which is an upper bound where the signal is more than 10 times as strong."""
     bank: int = 512
     """How many coil maps a run keeps, at least one of each matrix, so that sampling needs no data."""
 
     def __post_init__(self) -> None:
         require(self.accel >= 1, "data.accel must be at least 1")
         require(self.acs is None or self.acs >= 0, "data.acs must not be negative")
-        require(self.noise_std is None or self.noise_std >= 0, "data.noise_std must not be negative")
+        require(self.noise_std == "auto" or self.noise_std >= 0, "data.noise_std must not be negative")
         require(self.bank >= 1, "data.bank must be at least 1")
         require(self.matrix is None or min(self.matrix) >= 8, "data.matrix must be at least 8 in both directions")
         require(self.coils is None or self.coils >= 1, "data.coils must be at least 1")

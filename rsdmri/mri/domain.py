@@ -194,7 +194,7 @@ class MRI:
         for height, width in data.buckets:
             if size not in (None, (height, width)):
                 raise UserError(f"{path}: images of {height} x {width}, and data.{option} {size} is asked for. {AGAIN}")
-        if asked.noise_std is not None and asked.noise_std != data.noise_asked:
+        if asked.noise_std not in ("auto", data.noise_asked):
             raise UserError(f"{path}: made with data.noise_std {data.noise_asked}, and {asked.noise_std} is asked for. {AGAIN}")
         if experiment.objective.kind == "ambient":
             # Also of data that were prepared for another objective.

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..noise_level import NoiseLevel, of_samples
 from ..progress import track
 from .conditioning import conditioned
 from .config import MRIExperiment
@@ -93,9 +94,8 @@ def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator
         raise UserError(
             f"{file}: k-space {tuple(scan.kspace.shape)} and its maps {tuple(maps.maps.shape)} differ; run rsdmri-espirit again"
         )
-    scan, sensitivities = conditioned(
-        dataclasses.replace(scan, noise_std=_noise_std(scan, experiment)), maps.maps, experiment.data
-    )
+    level = noise_level(scan, experiment.data.noise_std)
+    scan, sensitivities = conditioned(dataclasses.replace(scan, noise_std=level.std), maps.maps, experiment.data)
     assert scan.noise_std is not None
     kspace, width = scan.kspace, scan.kspace.shape[-1]
     acs = kept_acs(width, experiment.data.acs)
@@ -115,6 +115,7 @@ def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator
             maps=coils,
             scale=scale,
             noise_std=scan.noise_std / scale,
+            noise_bound=level.bound(level.std * scale / scan.noise_std) if scan.noise_std > 0 else False,
             calib=maps.calib,
             image=combine(coils[None], ifft2c(kspace[number][None]))[0, 0] / scale if scan.fully_sampled else None,
         )
@@ -159,18 +160,22 @@ def _drawn(scan: KSpace, width: int, acs: int, experiment: MRIExperiment) -> Ten
     return fastmri_columns(scan.path.name, width, accel, acs / width, kind.removeprefix("fastmri_")) & encoded
 
 
-def _noise_std(scan: KSpace, experiment: MRIExperiment) -> float:
-    """The noise of k-space per real component, in the file's units: given, recorded in the file, or read off the edges.
+def noise_level(scan: KSpace, asked: float | Literal["auto"]) -> NoiseLevel:
+    """The noise of k-space per real component, in the file's units: given, recorded in the file, or read off where signal is weak.
 
-    At the ends of the readout there is hardly signal: of complex normal noise, median |k|^2 = 2 ln 2 sigma^2. Ends that the scanner
-    filled with zeros are passed over.
+    That is at the ends of the readout and in the outermost lines. Ends that the scanner filled with zeros are passed over.
     """
-    if experiment.data.noise_std is not None:
-        return experiment.data.noise_std
+    if asked != "auto":
+        return NoiseLevel(asked, "given", estimated=False)
     if scan.noise_std is not None:
-        return scan.noise_std
+        return NoiseLevel(scan.noise_std, "the file", estimated=False)
+    if scan.noise_covariance is not None:
+        variance = scan.noise_covariance.diagonal().real.mean() / 2
+        return NoiseLevel(float(variance.sqrt()), "noise scans", estimated=False)
     acquired = scan.kspace[..., scan.mask] if scan.mask.ndim == 1 else scan.kspace
     acquired = acquired[..., (acquired != 0).any(-1).flatten(0, -2).any(0), :]
-    edge = max(acquired.shape[-2] // 32, 1)
-    power = torch.cat([acquired[..., :edge, :], acquired[..., -edge:, :]], dim=-2).abs().square().flatten()
-    return float((power[power > 0].median() / (2 * np.log(2))).sqrt())
+    ends, outer = (max(length // part, 1) for length, part in zip(acquired.shape[-2:], (32, 16), strict=True))
+    regions = {"ends of the readout": torch.cat([acquired[..., :ends, :], acquired[..., -ends:, :]], dim=-2)}
+    if scan.mask.ndim == 1:
+        regions["outermost lines"] = torch.cat([acquired[..., :outer], acquired[..., -outer:]], dim=-1)
+    return of_samples(regions)

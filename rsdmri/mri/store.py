@@ -1,7 +1,8 @@
 """The files of a prepared data set in the making, a slice at a time.
 
 observations.h5   one group per number of coils and matrix, such as ``coils_15_640x368``: ``kspace`` (N, coils, H, W) zero where not
-                  measured, ``mask`` (N, W), ``maps``, ``scale``, ``noise_std`` (scaled units, per real component), ``name``;
+                  measured, ``mask`` (N, W), ``maps``, ``scale``, ``noise_std`` (scaled units, per real component), ``noise_bound``
+                  (it is only an upper bound), ``name``;
                   its attributes ``acs``, and ``own_masks`` where not all masks were drawn by the common rule
 references.h5     one group per matrix, such as ``640x368``: ``images`` (N, H, W) complex and ``name``, in the same scale; only
                   ``evaluate`` opens it
@@ -43,6 +44,7 @@ class Slice:
     maps: Tensor
     scale: float
     noise_std: float
+    noise_bound: bool
     calib: int
     image: Tensor | None
 
@@ -68,6 +70,7 @@ class Store:
         self.columns: dict[str, dict[str, list[Any]]] = {}
         # Of each slice: columns, those measured, whether the scan came undersampled, lines that its maps saw.
         self.facts: list[tuple[int, int, bool, int]] = []
+        self.noise: list[tuple[float, bool]] = []  # of each slice, and whether that is an upper bound
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.counts = torch.zeros(1 << (32 - LOST_BITS), dtype=torch.int64)  # of observed magnitudes
 
@@ -78,22 +81,28 @@ class Store:
         group = self.file.require_group(name)
         _append(group, "kspace", item.kspace)
         _append(group, "maps", item.maps)
-        columns = self.columns.setdefault(name, {"mask": [], "scale": [], "noise_std": [], "name": [], "own_mask": []})
+        columns = self.columns.setdefault(
+            name, {"mask": [], "scale": [], "noise_std": [], "noise_bound": [], "name": [], "own_mask": []}
+        )
         for field, values in columns.items():
             values.append(getattr(item, field))
         self.items.append((name, item.name))
+        self.noise.append((item.noise_std, item.noise_bound))
         self.facts.append((width, int(item.mask.sum()), item.own_mask, item.calib))
         magnitude = combine(item.maps[None], ifft2c(item.kspace[None])).abs().float().flatten()
         self.counts += torch.bincount(magnitude.view(torch.int32) >> LOST_BITS, minlength=len(self.counts))
 
     def summary(self, asked: float) -> list[str]:
-        """The accelerations that were achieved, and the matrices if there are several."""
+        """The accelerations that were achieved, the noise, and the matrices if there are several."""
         own = [width / count for width, count, is_own, _ in self.facts if is_own]
         drawn = [width / count for width, count, is_own, _ in self.facts if not is_own]
         lines = [f"R = {_range(drawn)} drawn for {len(drawn)} slices; data.accel is {asked:g}"] if drawn else []
         if own:
             came = f"{len(own)} of {len(self.items)} slices came undersampled and keep their masks"
             lines.append(f"{came} (R = {_range(own)}); data.accel is {asked:g}")
+        stds, bounds = [std for std, _ in self.noise], sum(bound for _, bound in self.noise)
+        noise = f"noise {np.median(stds):.3g} of the signal (data.noise_std gives it)"
+        lines.append(f"{noise}; an upper bound in {bounds} of {len(stds)} slices, whose signal is strong" if bounds else noise)
         if len(self.sizes) > 1:
             sizes = sorted(self.sizes, key=lambda size: (-self.sizes[size], size))
             listed = ", ".join(f"{self.sizes[size]} of {size[0]} x {size[1]}" for size in sizes[:6])
@@ -111,6 +120,7 @@ class Store:
             group["mask"] = masks.numpy()
             group["scale"] = np.array(columns["scale"])
             group["noise_std"] = np.array(columns["noise_std"], np.float32)
+            group["noise_bound"] = np.array(columns["noise_bound"])
             group["name"] = columns["name"]
             width = masks.shape[-1]
             group.attrs["acs"] = kept_acs(width, experiment.data.acs)
