@@ -119,6 +119,9 @@ class PretrainConfig:
     """Whether the learning rate falls to zero along a half cosine; without it, it stays (as published)."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for none."""
+    augment: float = 0.0
+    """Above 0: half of the observations are mirrored left to right, with their masks and maps, and with this probability top to bottom; the
+    network is told by its label (network.augment)."""
     ema: float = 500_000
     """Half-life of the average of the weights, in images."""
     ema_ramp: float = 0.05
@@ -136,6 +139,7 @@ class PretrainConfig:
         require(min(self.warmup, self.clip, self.snapshots) >= 0, "pretrain: warmup, clip and snapshots must not be negative")
         require(all(0 <= beta < 1 for beta in self.betas), "pretrain.betas must lie in [0, 1)")
         require(self.ema >= 0 and self.ema_ramp >= 0, "ema and ema_ramp must not be negative")
+        require(0 <= self.augment <= 1, "pretrain.augment must lie in [0, 1]")
         require(self.save >= 1 and self.log >= 1, "save and log must be at least 1")
 
 
@@ -164,6 +168,8 @@ class DistillConfig:
     """Largest norm of the generator's gradient; 0 for no limit."""
     dropout: float | None = None
     """Dropout of fake score and generator; by default the teacher's."""
+    augment: float = 0.0
+    """As pretrain.augment, for the observations that the fake score learns from."""
     divergence: Literal["sid", "dmd", "sds"] = "sid"
     """What teacher and fake are compared by: score identity (RSD Eq. 11), the gradient of the KL divergence (distribution matching), or
     the teacher alone (score distillation sampling; there is no fake)."""
@@ -212,6 +218,7 @@ class DistillConfig:
         require(self.ema >= 0 and self.ema_ramp >= 0, "ema and ema_ramp must not be negative")
         betas = (*self.betas_fake, *self.betas_generator)
         require(all(0 <= beta < 1 for beta in betas), "distill.betas_fake and betas_generator must lie in [0, 1)")
+        require(0 <= self.augment <= 1, "distill.augment must lie in [0, 1]")
         require(0 < self.t_max <= 1, "distill.t_max must lie in (0, 1]")
         require(0 < self.sigma_min < self.sigma_max, "distill needs 0 < sigma_min < sigma_max")
         require(self.sigma_init > 0, "distill.sigma_init must be positive")
@@ -302,6 +309,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed must not be negative")
+        mirrors = self.pretrain.augment > 0 or self.distill.augment > 0
+        require(not mirrors or self.network.augment >= 2, "augment needs a label of at least 2: set network.augment (EDM: 9)")
 
     @property
     def folder(self) -> Path:

@@ -43,8 +43,11 @@ class Denoiser(nn.Module):
         self.masked = masked
         self.multiple = multiple
 
-    def forward(self, x_t: Image, sigma: PerSample, mask: Tensor | None = None) -> Image:
-        """f(x_t, sigma): x_t (B, C, H, W), sigma (B,), mask broadcasting to (B, 1, H, W) if the denoiser is masked."""
+    def forward(self, x_t: Image, sigma: PerSample, mask: Tensor | None = None, labels: Tensor | None = None) -> Image:
+        """f(x_t, sigma): x_t (B, C, H, W), sigma (B,), mask broadcasting to (B, 1, H, W) if the denoiser is masked.
+
+        ``labels`` (B, n) are those of augmented images, for a network that takes them.
+        """
         if (mask is not None) != self.masked:
             raise ValueError(
                 f"a denoiser with masked={self.masked} was called {'with' if mask is not None else 'without'} a mask"
@@ -60,7 +63,8 @@ class Denoiser(nn.Module):
         height, width = channels.shape[-2:]
         missing = (0, -width % self.multiple, 0, -height % self.multiple)
         whole = pad(channels, missing) if any(missing) else channels
-        out = self.network(whole.to(dtype), (s.log() / 4).to(dtype)).to(channels.dtype)[:, :count, :height, :width]
+        told = () if labels is None else (labels,)
+        out = self.network(whole.to(dtype), (s.log() / 4).to(dtype), *told).to(channels.dtype)[:, :count, :height, :width]
         f = to_complex(out) if x_t.is_complex() else out
         c_skip = per_sample(self.sigma_data**2 / variance, x_t)
         c_out = per_sample(s * self.sigma_data * variance.rsqrt(), x_t)
@@ -99,6 +103,11 @@ class Generator(nn.Module):
         """x_g for z of unit variance per real component; ``condition`` is the operator that a masked generator is shown."""
         sigma = torch.full((len(z),), self.sigma_init, dtype=z.real.dtype, device=z.device)
         return self.denoiser.denoise(self.sigma_init * z, sigma, condition)
+
+
+def label_length(denoiser: Denoiser) -> int:
+    """The length of the augmentation label that a denoiser's network takes."""
+    return int(getattr(denoiser.network, "augment_channels", 0))
 
 
 def build_denoiser(config: NetworkConfig, *, channels: int, size: Sequence[int], complex_images: bool, masked: bool) -> Denoiser:

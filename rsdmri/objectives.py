@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, cast, final
 
 import torch
+from torch import Tensor
 
 from . import noise
 from .config import ObjectiveConfig
@@ -110,7 +111,7 @@ class Standard(Objective):
 
     def predict(self, denoiser: Denoiser, perturbed: Perturbed, obs: Observation, space: Space = "measured") -> Image:
         _require_measured(space, self)
-        return cast(Image, denoiser(perturbed.x_t, perturbed.sigma))
+        return cast(Image, denoiser(perturbed.x_t, perturbed.sigma, **_told(obs)))
 
     def target(self, perturbed: Perturbed, obs: Observation, space: Space = "measured") -> Image:
         return obs.operator.to_image(obs.y)
@@ -143,7 +144,7 @@ class AmbientTweedie(Objective):
     def predict(self, denoiser: Denoiser, perturbed: Perturbed, obs: Observation, space: Space = "measured") -> Image:
         _require_measured(space, self)
         share = per_sample((obs.noise_std / perturbed.sigma) ** 2, perturbed.x_t)
-        return cast(Image, (1 - share) * denoiser(perturbed.x_t, perturbed.sigma) + share * perturbed.x_t)
+        return cast(Image, (1 - share) * denoiser(perturbed.x_t, perturbed.sigma, **_told(obs)) + share * perturbed.x_t)
 
     def target(self, perturbed: Perturbed, obs: Observation, space: Space = "measured") -> Image:
         return obs.operator.to_image(obs.y)
@@ -182,7 +183,7 @@ class Ambient(Objective):
 
     def predict(self, denoiser: Denoiser, perturbed: Perturbed, obs: Observation, space: Space = "measured") -> Image:
         thinned = _thinned(perturbed)
-        f: Image = denoiser(perturbed.x_t, perturbed.sigma, thinned.mask)
+        f: Image = denoiser(perturbed.x_t, perturbed.sigma, thinned.mask, **_told(obs))
         if space == "image":
             return f * obs.operator.support()
         return (obs.operator if space == "measured" else thinned).gram(f)
@@ -198,6 +199,11 @@ def build_objective(config: ObjectiveConfig, thin: Thin) -> Objective:
     if config.kind == "ambient":
         return Ambient(config, thin)
     return AmbientTweedie(config) if config.kind == "tweedie" else Standard(config)
+
+
+def _told(obs: Observation) -> dict[str, Tensor]:
+    """What the network is told of the augmentation, where there was one."""
+    return {} if obs.labels is None else {"labels": obs.labels}
 
 
 def _thinned(perturbed: Perturbed) -> MaskedOperator:

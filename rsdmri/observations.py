@@ -11,11 +11,15 @@ from .tensors import Batch, Image, PerSample, per_sample, randn_like
 
 @dataclass(frozen=True, eq=False)
 class Observation(Batch):
-    """``y`` as the operator's ``forward`` gives it; ``noise_std`` (B,) is sigma_y per real component."""
+    """``y`` as the operator's ``forward`` gives it; ``noise_std`` (B,) is sigma_y per real component.
+
+    ``labels`` (B, n) say how augmented ones were changed.
+    """
 
     y: Tensor
     operator: LinearOperator
     noise_std: PerSample
+    labels: Tensor | None = None
 
 
 def observe(x: Image, operator: LinearOperator, noise_std: PerSample, generator: torch.Generator | None = None) -> Observation:

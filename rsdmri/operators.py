@@ -19,6 +19,8 @@ class LinearOperator(Batch, ABC):
 
     #: Whether white noise on y is white noise on ``to_image(y)``: what Tweedie's formula needs.
     white_on_image: ClassVar[bool]
+    #: Whether images have a period, as under Fourier transforms: they are then mirrored about the sample N // 2 instead of their middle.
+    periodic: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, x: Image) -> Tensor:

@@ -109,6 +109,11 @@ def number_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
+def generator_of(mask: Tensor) -> torch.Generator:
+    """A generator on the CPU that is a function of a mask: the same M̃ for the same M."""
+    return make_generator(0, *np.packbits(mask.numpy().ravel()).tolist())
+
+
 def make_generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator whose stream is a function of ``key``, such as (seed, purpose, images seen)."""
     state = np.random.SeedSequence(list(key)).generate_state(2, np.uint32)

@@ -39,6 +39,8 @@ class NaturalData:
     """super_resolution: rows and columns of a block."""
     delta: float = 0.1
     """Ambient on inpainting: the probability with which a seen pixel is hidden once more. On box: another box is hidden."""
+    thinning: Literal["redrawn", "fixed"] = "redrawn"
+    """Whether the further corrupted mask is drawn anew at every step or once a mask (public teachers)."""
     noise_std: float | Literal["auto"] = 0.0
     """Measurement noise on images in [-1, 1]; of measured images of low resolution, the noise that they have there. auto, of measured ones:
     estimated from their finest details, which gives an upper bound where their contrast is more than 10 times as strong."""
@@ -80,8 +82,8 @@ FIELDS = {
     "noise": (),
     "blur": ("kernel", "kernel_width", "kernel_std"),
     "motion": ("kernel_width",),
-    "inpainting": ("missing", "delta"),
-    "box": ("box",),
+    "inpainting": ("missing", "delta", "thinning"),
+    "box": ("box", "thinning"),
     "super_resolution": ("factor",),
 }
 

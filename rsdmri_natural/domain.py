@@ -21,7 +21,7 @@ from rsdmri.noise_level import of_images
 from rsdmri.observations import Observation, observe
 from rsdmri.operators import Identity, LinearOperator, MaskedOperator
 from rsdmri.progress import track
-from rsdmri.tensors import Image, PerSample
+from rsdmri.tensors import Image, PerSample, generator_of
 
 from .config import FIELDS, NaturalData, NaturalExperiment
 from .images import load_images
@@ -71,11 +71,15 @@ class NaturalLaw:
 
     def thin(self, operator: MaskedOperator, generator: torch.Generator | None) -> MaskedOperator:
         mask = operator.mask
+        if self.data.thinning == "redrawn":
+            return operator.with_mask(self._thinned(mask, generator or torch.default_generator))
+        rows = [self._thinned(row[None], generator_of(row)) for row in mask.cpu()]
+        return operator.with_mask(torch.cat(rows).to(mask.device))
+
+    def _thinned(self, mask: Tensor, generator: torch.Generator) -> Tensor:
         if self.data.corruption == "box":
-            assert generator is not None
-            return operator.with_mask(mask & draw_boxes(len(mask), self.data.image_size, self.data.box, generator))
-        kept = torch.rand(mask.shape, dtype=torch.float32, device=mask.device, generator=generator) >= self.data.delta
-        return operator.with_mask(mask & kept)
+            return mask & draw_boxes(len(mask), self.data.image_size, self.data.box, generator)
+        return mask & draw_pixels(len(mask), self.data.image_size, self.data.delta, generator)
 
     def save(self, path: Path) -> None:
         with atomic(path) as temporary, h5py.File(temporary, "w") as file:
@@ -127,7 +131,8 @@ class NaturalObservations:
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not a prepared data set ({error}). Run rsdmri-natural prepare again.") from None
         self.data = data = resolved(data, found)
-        _check_same(path, found, {**corruption_of(data), "delta": found.get("delta")})  # delta belongs to the teacher
+        of_teacher = {name: found.get(name) for name in ("delta", "thinning")}  # they belong to it, not to the data
+        _check_same(path, found, {**corruption_of(data), **of_teacher})
 
     def __len__(self) -> int:
         return len(self.y)

@@ -14,7 +14,7 @@ ROWS = [
     {"errors", "files", "progress", "config", "tensors", "arrays", "grids", "pictures"},
     {"settings", "operators", "noise", "noise_level", "foreign", "nn"},
     {"observations", "denoiser"},
-    {"objectives", "sampling", "metrics"},
+    {"objectives", "augmentation", "sampling", "metrics"},
     {"distillation", "theory", "checkpoints"},
     {"training", "jobs"},
     {"domain"},

@@ -215,6 +215,22 @@ def test_thinning_hides_more(corruption):
         assert ((operator.mask & ~fewer.mask).sum(0) > 0).all()  # any seen pixel may be hidden
 
 
+@pytest.mark.parametrize("corruption", ["inpainting", "box"])
+def test_fixed_thinning_is_a_function_of_the_mask(corruption):
+    """As the public teachers were trained; another mask has another part of it hidden."""
+    fixed = law_of(NaturalData(size=16, corruption=corruption, missing=0.6, box=6, delta=0.3, thinning="fixed"))
+    operator, _ = fixed.draw(20, (16, 16), make_generator(0))
+    assert isinstance(operator, MaskedOperator)
+    once, again = fixed.thin(operator, make_generator(1)).mask, fixed.thin(operator, make_generator(2)).mask
+    assert torch.equal(once, again)
+    assert torch.equal(fixed.thin(operator[[3]], None).mask, once[3:4])
+    hidden = operator.mask & ~once
+    assert hidden.flatten(1).any(1).float().mean() > 0.9
+    assert len({tuple(row.flatten().tolist()) for row in hidden}) > 15
+    redrawn = law_of(NaturalData(size=16, corruption=corruption, missing=0.6, box=6, delta=0.3))
+    assert not torch.equal(redrawn.thin(operator, make_generator(1)).mask, redrawn.thin(operator, make_generator(2)).mask)
+
+
 def test_a_data_set_that_does_not_fit_in_memory_reads_the_same(tmp_path, monkeypatch):
     whole, path = prepared(tmp_path, corruption="motion", kernel_width=5)
     monkeypatch.setattr("rsdmri_natural.domain.IN_MEMORY", 0)

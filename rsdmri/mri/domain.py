@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from ..errors import UserError
 from ..files import atomic
 from ..observations import Observation
 from ..operators import LinearOperator, MaskedOperator
-from ..tensors import Image, PerSample, make_generator
+from ..tensors import Image, PerSample, generator_of, make_generator
 from .config import MRIExperiment
 from .masks import check_thinning, draw_columns, thin_columns
 from .operators import MultiCoilMRI
@@ -67,7 +66,7 @@ class MRILaw:
         mask, acs = operator.mask, self._bank(_size(operator.maps)).acs
         if self.thinning == "redrawn":
             return operator.with_mask(thin_columns(mask, self.accel, acs, generator))
-        rows = [thin_columns(row[None], self.accel, acs, _of_mask(row)) for row in mask.cpu()]
+        rows = [thin_columns(row[None], self.accel, acs, generator_of(row)) for row in mask.cpu()]
         return operator.with_mask(torch.cat(rows).to(mask.device))
 
     def draw(self, n: int, size: Size, generator: torch.Generator) -> tuple[MultiCoilMRI, PerSample]:
@@ -274,8 +273,3 @@ def _check_same(path: Path, accel: float, acs: Iterable[int], experiment: MRIExp
             + (f" with {asked.acs}" if asked.acs is not None else "")
             + f" is asked for. {AGAIN}"
         )
-
-
-def _of_mask(mask: Tensor) -> torch.Generator:
-    """A generator that is a function of a mask: the same M̃ for the same M."""
-    return make_generator(0, *np.packbits(mask.numpy().ravel()).tolist())

@@ -25,6 +25,7 @@ class MultiCoilMRI(MaskedOperator):
     """
 
     white_on_image: ClassVar[bool] = False
+    periodic: ClassVar[bool] = True
 
     maps: Tensor
     mask: Tensor

@@ -90,6 +90,7 @@ class SongUNet(nn.Module):
         attends = [rows >> level in attention for level in levels]
         block = partial(Block, embedding=4 * channels, dropout=dropout, gated=gated, checkpointing=checkpointing)
 
+        self.augment_channels = augment_channels
         self.embedding = NoiseEmbedding(channels, 4 * channels, augment_channels)
         self.input = Convolution(in_channels, channels, 3, gated=gated)
 

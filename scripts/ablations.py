@@ -1,0 +1,146 @@
+"""What each choice of the method is worth, at a size for two CPU cores: one JSON a (variant, seed), one table.
+
+    python scripts/ablations.py --images FACES.npz [--variants noise-dmd mri-full] [--seeds 0 1 2]
+    python scripts/ablations.py --table
+
+A variant is a row of reproduce_small.py with one choice changed. Those that change phase II alone distil the row's own teacher again (run
+reproduce_small.py first); the others train a teacher of their own.
+"""
+
+import argparse
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from comparison import cell, compare, curve, finished, lengthened, settings_of, values
+from reproduce_small import draw_scans, experiment_of
+
+from rsdmri import pipeline
+from rsdmri.checkpoints import snapshots
+from rsdmri.config import Experiment
+from rsdmri.domain import Domain
+from rsdmri.errors import UserError
+from rsdmri.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row and the fields that are changed in it; ``objective`` and ``data`` need a teacher of their own."""
+
+    row: str
+    distill: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+STANDARD = {"kind": "standard"}
+VARIANTS = {
+    # DSD Figure 3: the adjusted way (Tweedie) against the standard one, and three divergences.
+    "noise-dmd": Variant("noise_0.2", {"divergence": "dmd"}),
+    "noise-sds": Variant("noise_0.2", {"divergence": "sds"}),
+    "noise-standard-sid": Variant("noise_0.2", {"noise": "none"}, STANDARD),
+    "noise-standard-dmd": Variant("noise_0.2", {"noise": "none", "divergence": "dmd"}, STANDARD),
+    "noise-standard-sds": Variant("noise_0.2", {"noise": "none", "divergence": "sds"}, STANDARD),
+    # The law of Tweedie's levels.
+    "noise-clamp": Variant("noise_0.2", {}, {"law": "clamp"}),
+    # Where predictions are compared.
+    "mri-image": Variant("mri_r4", {"space": "image"}),
+    "mri-kept": Variant("mri_r4", {"space": "kept"}),
+    "mri-fake-kept": Variant("mri_r4", {"fake_space": "kept"}),
+    "inpainting-kept": Variant("inpainting_0.6", {"space": "kept"}),
+    # What the generator is shown, what measures it, and how masks are thinned.
+    "mri-full": Variant("mri_r4", {"condition": "full"}),
+    "inpainting-full": Variant("inpainting_0.6", {"condition": "full"}),
+    "mri-independent": Variant("mri_r4", {"measured_by": "independent"}),
+    "mri-fixed": Variant("mri_r4", {}, {}, {"thinning": "fixed"}),
+    "inpainting-fixed": Variant("inpainting_0.6", {}, {}, {"thinning": "fixed"}),
+    # The weight of the loss, and alpha.
+    "noise-level": Variant("noise_0.2", {"weight": "level"}),
+    "mri-level": Variant("mri_r4", {"weight": "level"}),
+    "mri-alpha-1": Variant("mri_r4", {"alpha": 1.0}),
+    "noise-alpha-1": Variant("noise_0.2", {"alpha": 1.0}),
+}
+
+
+def changed(experiment: Experiment, variant: Variant, name: str) -> Experiment:
+    """The experiment of a row with the variant's fields."""
+    parts = {
+        part: dataclasses.replace(getattr(experiment, part), **getattr(variant, part))
+        for part in ("distill", "objective", "data")
+    }
+    return dataclasses.replace(experiment, **parts, name=name)
+
+
+def distilled(name: str, variant: Variant, seed: int, options: argparse.Namespace) -> None:
+    """One (variant, seed)."""
+    row, domain, n = experiment_of(variant.row, seed, options.runs, options.images)
+    path = options.results / f"{name}-seed{seed}.json"
+    if variant.objective or variant.data:
+        one = lengthened(
+            dataclasses.replace(row, pretrain=dataclasses.replace(row.pretrain, images=row.pretrain.images // 2)), 1.0, 3
+        )
+        # The standard way has no noise to stop at.
+        stop = 0.0 if variant.objective == STANDARD else row.sample.stop
+        one = dataclasses.replace(one, sample=dataclasses.replace(row.sample, stop=stop))
+        compare(changed(one, variant, f"{name}-seed{seed}"), domain, 1.0, n, path)
+        return
+    again(changed(row, variant, row.name), domain, n, path, options.results / f"{row.name}.json", name)
+
+
+def again(experiment: Experiment, domain: Domain, n: int, path: Path, base: Path, name: str) -> None:
+    """The row's own teacher, distilled with the variant's options."""
+    if finished(path, experiment):
+        return
+    if not base.exists():
+        raise UserError(f"{base}: not there yet, and the variant distils its teacher. Run reproduce_small.py for this row first.")
+    teacher = snapshots(experiment.folder / "pretrain")[read_json(base)["images"]["teacher"]]
+    run = pipeline.distill(experiment, domain, experiment.folder / f"distill-{name}", teacher)
+    generators = curve(experiment, domain, pipeline.evaluator(experiment, domain, n), run)
+    last = generators[max(generators, key=int)]
+    write_json(path, {"name": name, "seed": experiment.seed, "settings": settings_of(experiment), "rows": {"rsd": last}})
+
+
+def table(folder: Path) -> str:
+    """What there is, in Markdown; the first line of each row is the row itself."""
+    lines = ["| row | variant | teacher | rsd | proximal rsd | seeds |", "|---|---|---|---|---|---|"]
+    for row in dict.fromkeys(variant.row for variant in VARIANTS.values()):
+        for name in ["", *(name for name, variant in VARIANTS.items() if variant.row == row)]:
+            results = [dict(read_json(path)) for path in sorted(folder.glob(f"{name or row}-seed*.json"))]
+            if results:
+                scores = [
+                    cell(values(results, "teacher")),
+                    cell(values(results, "rsd")),
+                    cell(values(results, "rsd", group="proximal")),
+                ]
+                lines.append(
+                    f"| {row} | {' | '.join([name or 'as it is', *scores, ' '.join(str(r['seed']) for r in results)])} |"
+                )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Runs the jobs that are asked for, then prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="photographs of faces, with the splits train and test")
+    parser.add_argument(
+        "--variants", nargs="+", choices=[*VARIANTS], default=[*VARIANTS], metavar="NAME", help=f"of {', '.join(VARIANTS)}"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce-small"), help="where the trainings lie")
+    parser.add_argument("--results", type=Path, default=Path("docs/reproduce_small"), help="where the JSON of each job goes")
+    parser.add_argument("--table", action="store_true", help="train nothing, print what there is")
+    options = parser.parse_args()
+    if not options.table:
+        if any(VARIANTS[name].row.startswith("mri") for name in options.variants):
+            draw_scans(options.runs)
+        for seed in options.seeds:
+            for name in options.variants:
+                distilled(name, VARIANTS[name], seed, options)
+    print(table(options.results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
