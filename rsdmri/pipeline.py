@@ -88,8 +88,7 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
             " trained on its teacher's own objective."
         )
     if experiment.network != described.network:
-        print(f"distill: the networks are the teacher's, {described.network}", file=sys.stderr)
-        experiment = dataclasses.replace(experiment, network=described.network)
+        experiment = _with_network_of(run, described, experiment)
     objective = _objective(experiment, law)
     config = experiment.distill
     if config.space == "image":
@@ -259,6 +258,16 @@ def observations_path(experiment: Experiment) -> Path:
 def _finished(out: Path, images: int) -> bool:
     """Whether a run is there and at least this long: then the same command has nothing to do."""
     return (out / "model.json").exists() and load_description(out).images >= images
+
+
+def _with_network_of(run: Path, teacher: Description, experiment: Experiment) -> Experiment:
+    """The experiment with its teacher's network, from which the fake and the generator are copied."""
+    print(f"distill: the networks are the teacher's, {teacher.network}", file=sys.stderr)
+    takes_labels = teacher.network.augment >= 2
+    if experiment.distill.augment > 0 and not takes_labels:
+        raise UserError(f"{run}: this teacher takes no augmentation label. Set distill.augment to 0.")
+    pretrain = experiment.pretrain if takes_labels else dataclasses.replace(experiment.pretrain, augment=0.0)
+    return dataclasses.replace(experiment, network=teacher.network, pretrain=pretrain)
 
 
 def _ends(options: PretrainConfig | DistillConfig) -> dict[str, int | None]:

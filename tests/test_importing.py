@@ -158,6 +158,14 @@ def test_an_imported_teacher_is_distilled_and_sampled(tmp_path):
     assert distilled.returncode == 0, distilled.stderr
     sampled = run("rsdmri-natural", "sample", *common, "--sample.n", 2, "--run", tmp_path / "teacher", "--sample.steps", 3)
     assert sampled.returncode == 0, sampled.stderr
+    plain = tensors_of("EDM")
+    del plain["map_augment.weight"]
+    write_pickle(tmp_path / "plain.pkl", modules_of(plain))
+    assert run("rsdmri-natural", "import", tmp_path / "plain.pkl", "--out", tmp_path / "plain").returncode == 0
+    mirrors = ["--network.augment", 9, "--pretrain.augment", 0.1, "--teacher", tmp_path / "plain", "--distill.images", 4]
+    refused = run("rsdmri-natural", "distill", *common, *mirrors, "--distill.augment", 0.1)
+    assert refused.returncode == 1
+    assert "takes no augmentation label" in refused.stderr
     mri = run("rsdmri-sample", "--config", "mri/demo", "--runs", tmp_path, "--run", tmp_path / "teacher", "--sample.n", 2)
     assert mri.returncode == 1
     assert "3 channels" in mri.stderr
