@@ -50,7 +50,7 @@ def experiment_of(row: str, seed: int, runs: Path, images: Path | None) -> tuple
         accel, acs = ACCELERATIONS[row]
         where: dict[str, Any] = {"kspace": (runs / "kspace",), "maps": runs / "espirit"}
         scans = dataclasses.replace(base.data, accel=accel, acs=acs, **where)
-        return lengthened(dataclasses.replace(base, data=scans, **common), PLUS, 3), MRI(), 400
+        return lengthened(dataclasses.replace(base, data=scans, **common), PLUS, 4), MRI(), 400
     faces = load_experiment(NaturalExperiment, ["natural/faces_small"])
     fields, objective = NATURAL[row]
     experiment = dataclasses.replace(
@@ -60,7 +60,7 @@ def experiment_of(row: str, seed: int, runs: Path, images: Path | None) -> tuple
         sample=dataclasses.replace(faces.sample, stop=fields.get("noise_std", 0.0)),
         **common,
     )
-    return lengthened(experiment, PLUS, 3), Natural(), 500
+    return lengthened(experiment, PLUS, 4), Natural(), 500
 
 
 def draw_scans(runs: Path) -> None:
