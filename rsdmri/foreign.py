@@ -56,6 +56,8 @@ class Checkpoint:
 def read_checkpoint(path: Path, largest: int) -> Checkpoint:
     """The network in a checkpoint of at most ``largest`` bytes; whatever is wrong with it is a :class:`UserError` that names it."""
     try:
+        if path.exists() and not path.is_file():
+            raise UserError("not a file")
         size = path.stat().st_size
         if size > largest:
             raise UserError(f"{size:,} bytes, and at most {largest:,} are read (--max-bytes)")

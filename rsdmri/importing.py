@@ -75,6 +75,9 @@ def convert(checkpoint: Checkpoint, options: ImportConfig) -> tuple[Description,
             f"{checkpoint.class_name} found: another preconditioning than EDM's, with which a teacher is trained here"
         )
     given = plain_names(checkpoint.tensors)
+    odd = [name for name, tensor in given.items() if tensor.layout is not torch.strided or not tensor.is_floating_point()]
+    if odd:
+        raise UserError(f"not dense floating-point numbers: {_listed(odd)}")
     network, resolutions, inputs = architecture(given)
     channels, complex_images, mask_input = INPUTS[inputs]
     if "sigma_data" in checkpoint.constants:
@@ -136,6 +139,8 @@ def architecture(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[in
     if any(name.startswith("map_label") for name in tensors):
         raise UserError("a network with class labels (map_label), of which there are none here")
     channels, inputs = tensors[first].shape[:2]
+    if channels < 4 or channels % 4:
+        raise UserError(f"{channels} channels in the first level; a positive multiple of 4 expected")
     if inputs not in INPUTS:
         raise UserError(f"{inputs} input channels; known are {', '.join(map(str, INPUTS))}")
     augment = tensors.get("map_augment.weight")

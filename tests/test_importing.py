@@ -356,3 +356,32 @@ def test_what_was_trained_here_is_not_overwritten(tmp_path):
     (tmp_path / "run/provenance.json").write_text("{}")
     with pytest.raises(UserError, match="Choose another place"):
         import_checkpoint(path, tmp_path / "run", ImportConfig())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update({"enc.16x16_conv.weight": torch.zeros(0, 3, 3, 3)}), "0 channels in the first level"),
+        (lambda t: t.update({"map_layer1.bias": torch.zeros(32).to_sparse()}), "not dense"),
+        (lambda t: t.update({"map_layer1.bias": torch.zeros(32, dtype=torch.complex64)}), "not dense"),
+        (lambda t: t.update({"map_layer1.bias": torch.zeros(32, dtype=torch.int64)}), "not dense"),
+        (lambda t: t.update({"enc.99999999999999999999x99999999999999999999_conv.weight": torch.zeros(8, 3, 3, 3)}), "DDPM"),
+    ],
+)
+def test_tensors_of_odd_kinds_are_named(tmp_path, change, message):
+    tensors = tensors_of("EDM")
+    change(tensors)
+    torch.save(tensors, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=message):
+        import_checkpoint(tmp_path / "x.pt", tmp_path / "run", ImportConfig())
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(UserError, match="not a file"):
+            read_checkpoint(path, 1 << 20)
+    with pytest.raises(UserError, match="no such file"):
+        read_checkpoint(tmp_path / "nothing", 1 << 20)
