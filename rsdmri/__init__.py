@@ -67,6 +67,10 @@ def load(run: Path | str, weights: Path | None = None) -> "Model":
     from .mri.domain import MRI
 
     config = Path(run) / "config.yaml"
+    if (Path(run) / "import.json").exists():
+        raise UserError(
+            f"{run}: an imported network has no data of its own; rsdmri.pipeline.load(run, domain, experiment) takes those of an experiment"
+        )
     if not config.exists():
         raise UserError(f"{run}: no run here (no config.yaml)")
     experiment = settings.validate(MRIExperiment, settings.read_yaml(config), str(config))

@@ -1,7 +1,5 @@
 """Arrays from .npz files and pickles; nothing in them is executed."""
 
-import io
-import pickle
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -10,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UserError
+from .unpickling import ARRAYS, Array, unpickle
 
 
 def open_npz(path: Path) -> "np.lib.npyio.NpzFile":
@@ -34,30 +33,12 @@ def read_array(path: Path, arrays: "np.lib.npyio.NpzFile", key: str) -> NDArray[
     return array
 
 
-def unpickled(content: bytes) -> Any:
-    """What a pickle of numbers, text, lists, dictionaries and numpy arrays holds (Python 2's text as bytes).
+def unpickled(content: bytes) -> dict[Any, Any]:
+    """What a pickle of numbers, text, lists and numpy arrays in a dictionary holds (Python 2's text as bytes).
 
     A :class:`UserError` if it asks for anything else, which is never looked up, let alone called.
     """
-    try:
-        return ArrayUnpickler(content).load()
-    except UserError:
-        raise
-    except Exception as error:  # a damaged pickle may raise anything
-        raise UserError(f"not a readable pickle: {error}") from None
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Knows what arrays are pickled with, and nothing else."""
-
-    encoding = "bytes"
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(io.BytesIO(content), encoding=self.encoding)
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")):
-            return super().find_class(module, name)
-        if (module.replace("_core", "core"), name) == ("numpy.core.multiarray", "_reconstruct"):
-            return np.ndarray.__reduce__(np.empty(0))[0]  # wherever this version of numpy keeps it
-        raise UserError(f"it asks for {module}.{name}, which arrays do not need")
+    found = unpickle(content, ARRAYS.get, text=False)
+    if not isinstance(found, dict):
+        raise UserError("no dictionary of arrays in it")
+    return {key: value.array if isinstance(value, Array) else value for key, value in found.items()}

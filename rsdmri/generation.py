@@ -18,7 +18,7 @@ from .distillation import shown
 from .domain import Domain, Law
 from .errors import UserError
 from .files import atomic
-from .operators import LinearOperator
+from .operators import LinearOperator, MaskedOperator
 from .progress import Progress
 from .sampling import SAMPLERS, calls, levels, noises, sample_generator
 from .tensors import Image
@@ -86,14 +86,28 @@ def open_model(run: Path, domain: Domain, experiment: Any, device: torch.device,
         )
     denoiser, description = load_model(run, weights)
     check_images(run, description, domain)
-    return Model(run, denoiser.to(device), description, law_of_run(run, domain, experiment), experiment, device)
+    return Model(run, denoiser.to(device), description, law_of_run(run, description, domain, experiment), experiment, device)
 
 
-def law_of_run(run: Path, domain: Domain, experiment: Any, check: bool = False) -> Law:
+def law_of_run(run: Path, description: Description, domain: Domain, experiment: Any, check: bool = False) -> Law:
     """The law of a run's data; of an imported network, which has none, that of the experiment. ``check``: they must agree."""
-    if (run / "import.json").exists():
-        return domain.configured_law(experiment)
-    return domain.law(run / "operators.h5", experiment if check else None)
+    if not is_imported(run):
+        return domain.law(run / "operators.h5", experiment if check else None)
+    law = domain.configured_law(experiment)
+    if description.masked and not issubclass(law.operator, MaskedOperator):
+        raise UserError(f"{run}: this network is shown masks, and the data have none ({law.operator.__name__})")
+    if description.size not in law.sizes:
+        sizes = ", ".join(f"{h} x {w}" for h, w in law.sizes)
+        raise UserError(
+            f"{run}: a network for images of {description.size[0]} x {description.size[1]}, and the data have {sizes}. Import it with"
+            " --size, or prepare other data."
+        )
+    return law
+
+
+def is_imported(run: Path) -> bool:
+    """Whether a run's network was trained by another program."""
+    return (run / "import.json").exists()
 
 
 def check_images(run: Path, description: Description, domain: Domain) -> None:

@@ -24,6 +24,7 @@ from .config import DistillConfig, ImportConfig, NetworkConfig, ObjectiveConfig
 from .errors import UserError
 from .files import sha256, write_json
 from .foreign import Checkpoint, read_checkpoint
+from .unpickling import plain
 
 #: What the channels of a network's input are: those of the image, whether it is complex, and how it is shown a mask.
 INPUTS: dict[int, tuple[int, bool, Literal["one", "each", "pair"] | None]] = {
@@ -32,7 +33,9 @@ INPUTS: dict[int, tuple[int, bool, Literal["one", "each", "pair"] | None]] = {
     4: (1, True, "pair"),
     6: (3, False, "each"),
 }
-OTHER_PRECONDITIONING = ("VPPrecond", "VEPrecond", "iDDPMPrecond")
+WRAPPERS = ("", "EDMPrecond", "AmbientPrecond", "SongUNet")  # "": a state dict; others precondition in other ways
+OTHER_LOSSES = ("VPLoss", "VELoss")
+LARGEST = {"channels": 4096, "multiplier": 64, "levels": 12, "blocks": 32}  # far above any published network
 PARTS = {"attention.norm": "norm2", "attention.qkv": "qkv", "attention.proj": "proj", "gate": "gate_weight"}
 MRI_SIZE = (384, 320)  # of the published networks, whose resolution is 384 and whose images are cut to 320 columns
 SHOWN = 20  # tensors that an error names
@@ -70,29 +73,44 @@ def import_checkpoint(path: Path, out: Path, options: ImportConfig) -> Path:
 
 def convert(checkpoint: Checkpoint, options: ImportConfig) -> tuple[Description, dict[str, Tensor]]:
     """The description of a checkpoint's network and its tensors under our names, in float32; all tensors must be known and fit."""
-    if checkpoint.class_name in OTHER_PRECONDITIONING:
-        raise UserError(
-            f"{checkpoint.class_name} found: another preconditioning than EDM's, with which a teacher is trained here"
-        )
+    if checkpoint.class_name not in WRAPPERS or checkpoint.loss_name.endswith(OTHER_LOSSES):
+        found = plain(checkpoint.class_name if checkpoint.class_name not in WRAPPERS else checkpoint.loss_name)
+        raise UserError(f"{found} found: another preconditioning than EDM's, with which a teacher is trained here")
     given = plain_names(checkpoint.tensors)
-    odd = [name for name, tensor in given.items() if tensor.layout is not torch.strided or not tensor.is_floating_point()]
-    if odd:
-        raise UserError(f"not dense floating-point numbers: {_listed(odd)}")
     network, resolutions, inputs = architecture(given)
     channels, complex_images, mask_input = INPUTS[inputs]
-    if "sigma_data" in checkpoint.constants:
-        network["sigma_data"] = float(checkpoint.constants["sigma_data"])
+    if inputs == 4 and not network["gated"]:
+        raise UserError(
+            "4 input channels without gates: not the published network of MRI, whose other two channels are of the mask"
+        )
     square = (resolutions[0], resolutions[0])
-    description = Description(
-        role=options.role,
-        channels=channels,
-        size=options.size or (MRI_SIZE if complex_images and square[0] == MRI_SIZE[0] else square),
-        complex_images=complex_images,
-        masked=mask_input is not None,
-        network=NetworkConfig(**network, mask_input=mask_input or "one"),
-        objective=ObjectiveConfig(kind=_objective(options, mask_input is not None)),
-        distill=DistillConfig(sigma_init=options.sigma_init) if options.role == "generator" else None,
-    )
+    size = options.size or (MRI_SIZE if complex_images and square[0] == MRI_SIZE[0] else square)
+    # Levels attend, whatever the images' size; the configuration counts their rows.
+    halvings = 2 ** (len(resolutions) - 1)
+    rows = -(-size[0] // halvings) * halvings
+    attention = tuple(rows >> level for level, r in enumerate(resolutions) if r in network["attention"])
+    try:
+        description = Description(
+            role=options.role,
+            channels=channels,
+            size=size,
+            complex_images=complex_images,
+            masked=mask_input is not None,
+            network=NetworkConfig(
+                **{**network, "attention": attention},
+                mask_input=mask_input or "one",
+                dropout=checkpoint.dropout or 0.0,
+                sigma_data=_number(checkpoint.constants, "sigma_data", 0.5),
+            ),
+            objective=ObjectiveConfig(
+                kind=_objective(options, mask_input is not None),
+                mean=_number(checkpoint.loss, "P_mean", -1.2),
+                std=_number(checkpoint.loss, "P_std", 1.2),
+            ),
+            distill=DistillConfig(sigma_init=options.sigma_init) if options.role == "generator" else None,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
     with torch.device("meta"):
         wanted = {name: tensor.shape for name, tensor in description.build().network.state_dict().items()}
     names = {name: published_name(name, resolutions) for name in wanted}
@@ -102,6 +120,14 @@ def convert(checkpoint: Checkpoint, options: ImportConfig) -> tuple[Description,
     if broken:
         raise UserError(f"NaN or infinity in {_listed(broken)}")
     return description, tensors
+
+
+def _number(constants: Mapping[str, Any], name: str, default: float) -> float:
+    """A number that a module holds under a name."""
+    value = constants.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e6:
+        raise UserError(f"{name} is {plain(value)}; a number expected")
+    return float(value)
 
 
 def _objective(options: ImportConfig, masked: bool) -> Literal["standard", "tweedie", "ambient"]:
@@ -118,20 +144,20 @@ def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = re.sub(r"(^|\.)(_orig_mod|module)(?=\.)", "", name).lstrip(".").removeprefix("model.")
-        if short.endswith("resample_filter"):
+        if short.endswith("resample_filter"):  # of the box [1, 1]
             if tensor.shape != (1, 1, 2, 2) or not bool((tensor == 0.25).all()):
-                raise UserError(f"{name}: a resampling filter other than the box of DDPM++: another architecture")
+                raise UserError(f"{plain(name)}: a resampling filter other than the box of DDPM++: another architecture")
             continue
         if short in found:
-            raise UserError(f"two tensors of the name {short}")
+            raise UserError(f"two tensors of the name {plain(short)}")
         found[short] = tensor
     return found
 
 
 def architecture(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[int], int]:
     """From the shapes of a DDPM++ network: the fields of its NetworkConfig, its resolutions, finest first, and its input channels."""
-    found = {int(m[1]) for name in tensors if (m := re.match(r"enc\.(\d+)x\1_", name))}
-    resolutions = sorted(found, reverse=True)
+    found = {int(m[1]) for name in tensors if (m := re.match(r"enc\.(\d{1,6})x\1_", name))}
+    resolutions = sorted(found, reverse=True)[: LARGEST["levels"] + 1]
     first = f"enc.{resolutions[0]}x{resolutions[0]}_conv.weight" if resolutions else ""
     widths = [tensors.get(f"enc.{r}x{r}_block0.conv0.weight") for r in resolutions]
     if first not in tensors or not all(tensor is not None and tensor.ndim == 4 for tensor in widths) or tensors[first].ndim != 4:
@@ -139,15 +165,21 @@ def architecture(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[in
     if any(name.startswith("map_label") for name in tensors):
         raise UserError("a network with class labels (map_label), of which there are none here")
     channels, inputs = tensors[first].shape[:2]
-    if channels < 4 or channels % 4:
+    if not 4 <= channels <= LARGEST["channels"] or channels % 4:
         raise UserError(f"{channels} channels in the first level; a positive multiple of 4 expected")
     if inputs not in INPUTS:
         raise UserError(f"{inputs} input channels; known are {', '.join(map(str, INPUTS))}")
     augment = tensors.get("map_augment.weight")
+    multipliers = tuple(int(tensor.shape[0]) // int(channels) for tensor in widths if tensor is not None)
+    blocks = sum(bool(re.match(rf"enc\.{resolutions[0]}x\d+_block\d+\.conv0\.weight$", name)) for name in tensors)
+    if max(multipliers) > LARGEST["multiplier"] or blocks > LARGEST["blocks"] or len(resolutions) > LARGEST["levels"]:
+        raise UserError(
+            f"{len(resolutions)} levels of {blocks} blocks, up to {max(multipliers)} times {channels} channels: too large"
+        )
     fields = {
         "channels": int(channels),
-        "multipliers": tuple(int(tensor.shape[0]) // int(channels) for tensor in widths if tensor is not None),
-        "blocks": sum(bool(re.match(rf"enc\.{resolutions[0]}x\S+_block\d+\.conv0\.weight$", name)) for name in tensors),
+        "multipliers": multipliers,
+        "blocks": blocks,
         "attention": tuple(r for r in resolutions if f"enc.{r}x{r}_block0.qkv.weight" in tensors),
         "gated": first.replace(".weight", ".gate_weight") in tensors,
         "augment": int(augment.shape[1]) if augment is not None and augment.ndim == 2 else 0,
@@ -194,4 +226,4 @@ def _require_all(given: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) 
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(map(plain, names[:SHOWN])) + more

@@ -23,7 +23,7 @@ from .domain import Domain, Law, Size
 from .errors import UsageError, UserError
 from .evaluation import Evaluator, build_evaluator
 from .files import read_json, write_json
-from .generation import Model, check_images, law_of_run, open_model, read_samples, write_samples
+from .generation import Model, check_images, is_imported, law_of_run, open_model, read_samples, write_samples
 from .grids import save_grid
 from .metrics.compare import MIN_IMAGES
 from .objectives import Objective, build_objective
@@ -49,6 +49,7 @@ def prepare(experiment: Experiment, domain: Domain, out: Path | None = None) -> 
 def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
     """Phase I: a teacher from observations."""
     out = out or experiment.folder / "pretrain"
+    _require_own(out)
     path = observations_path(experiment)
     data = domain.observations(path, experiment)
     law = data.law()
@@ -76,17 +77,22 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
 def distill(experiment: Experiment, domain: Domain, out: Path | None = None, teacher: Path | None = None) -> Path:
     """Phase II: a one-step generator from a teacher and the law of the corruption; no image is read."""
     out = out or experiment.folder / "distill"
+    _require_own(out)
     run, weights = _teacher(experiment, domain, teacher)
     f_phi, described = load_model(run, weights)
     if described.role != "teacher":
         raise UserError(f"{run}: holds a {described.role}; a teacher is needed to distil from")
     check_images(run, described, domain)
-    law = law_of_run(run, domain, experiment, check=True)
+    law = law_of_run(run, described, domain, experiment, check=True)
     if experiment.objective != described.objective:
         raise UserError(
             f"{run}: this teacher was trained with {described.objective}, not with {experiment.objective}. The fake score must be"
             " trained on its teacher's own objective."
         )
+    _set_checkpointing(f_phi, experiment.network.checkpointing)  # how it is computed, not what it is
+    described = dataclasses.replace(
+        described, network=dataclasses.replace(described.network, checkpointing=experiment.network.checkpointing)
+    )
     if experiment.network != described.network:
         experiment = _with_network_of(run, described, experiment)
     objective = _objective(experiment, law)
@@ -258,6 +264,18 @@ def observations_path(experiment: Experiment) -> Path:
 def _finished(out: Path, images: int) -> bool:
     """Whether a run is there and at least this long: then the same command has nothing to do."""
     return (out / "model.json").exists() and load_description(out).images >= images
+
+
+def _require_own(out: Path) -> None:
+    """A run is not begun where an imported network lies."""
+    if is_imported(out):
+        raise UserError(f"{out}: holds a network that was imported. Choose another place with --out, or delete it.")
+
+
+def _set_checkpointing(denoiser: Denoiser, checkpointing: bool) -> None:
+    for module in denoiser.modules():
+        if hasattr(module, "checkpointing"):
+            module.checkpointing = checkpointing  # type: ignore[assignment]
 
 
 def _with_network_of(run: Path, teacher: Description, experiment: Experiment) -> Experiment:

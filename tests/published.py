@@ -5,11 +5,23 @@ import pickle
 import sys
 import types
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-SOURCE = "import numpy as np\nimport torch\nfrom torch_utils import persistence\n\nclass Module(torch.nn.Module):\n    pass\n"
+SOURCE = """import numpy as np
+import torch
+from torch_utils import persistence
+from torch.nn.functional import silu
+
+@persistence.persistent_class
+class EDMPrecond(torch.nn.Module):
+    def __init__(self, model_type="SongUNet", sigma_data=0.5, **model_kwargs):
+        super().__init__()
+        self.sigma_data = sigma_data
+        self.model = globals()[model_type](**model_kwargs)
+"""
 
 
 def song_shapes(inputs, outputs, resolution, channels, multipliers, blocks, attention, gated=False, augment=0):
@@ -162,6 +174,7 @@ def modules_of(tensors, source=SOURCE, **constants):
     outer.model = network
     for name, value in {"img_channels": 3, "label_dim": 0, "sigma_data": 0.5, **constants}.items():
         setattr(outer, name, value)
+    outer._init_kwargs = {"init_attn": {"init_weight": np.sqrt(0.2)}, "img_resolution": np.int64(16)}
     for name, tensor in tensors.items():
         *path, last = name.split(".")
         place = network
@@ -170,13 +183,16 @@ def modules_of(tensors, source=SOURCE, **constants):
                 kind = nn.ModuleDict() if part in ("enc", "dec") and depth == 0 else Persistent("Layer", source)
                 place.add_module(part, kind)
             place = dict(place.named_children())[part]
+        if path[-1] == "conv0":  # what a block of EDM holds beside its layers
+            block = dict(network.named_modules())[".".join(path[:-1])]
+            block.dropout, block.skip_scale, block.num_heads = 0.13, np.sqrt(0.5), 0
         place.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
         if last == "weight" and path[-1] in ("conv0", "skip") and path[-2].endswith(("_up", "_down")):
             place.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
     return outer
 
 
-def write_pickle(path, network, **beside):
+def write_pickle(path, network, protocol=None, **beside):
     """network-snapshot.pkl in EDM's layout."""
     persistence = _module("torch_utils.persistence")
     _module("torch_utils").persistence = persistence
@@ -188,7 +204,7 @@ def write_pickle(path, network, **beside):
         function.__module__, function.__qualname__ = "torch_utils.persistence", function.__name__
         setattr(persistence, function.__name__, function)
     try:
-        path.write_bytes(pickle.dumps({"ema": network, **beside}))
+        path.write_bytes(pickle.dumps({"ema": network, **beside}, protocol))
     finally:
         del sys.modules["torch_utils.persistence"], sys.modules["torch_utils"]
     return path

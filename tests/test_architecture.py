@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import from rows above its own, and from its own row.
 ROWS = [
-    {"errors", "files", "progress", "config", "tensors", "arrays", "grids", "pictures"},
+    {"errors", "files", "progress", "config", "tensors", "arrays", "unpickling", "grids", "pictures"},
     {"settings", "operators", "noise", "noise_level", "foreign", "nn"},
     {"observations", "denoiser"},
     {"objectives", "augmentation", "sampling", "metrics"},

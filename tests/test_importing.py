@@ -280,12 +280,24 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
 
 def test_pickles_that_exhaust_memory_are_refused(tmp_path):
     path = tmp_path / "evil.pkl"
-    path.write_bytes(b"\x80\x04}r\xff\xff\xff\x7f.")  # the memo's place 2^31 - 1
-    with pytest.raises(UserError, match="exhaust memory"):
+    path.write_bytes(b"\x80\x04}r\xff\xff\xff\x7f.")  # the memo's place 2^31 - 1, which costs nothing here
+    with pytest.raises(UserError, match="no network"):
         read_checkpoint(path, 1 << 20)
     rebuild, (storage, *_) = torch.zeros(4).__reduce_ex__(4)
-    path.write_bytes(pickle.dumps({"ema": {"x": Call(rebuild, storage, 0, (1 << 40,), (0,), False, {})}}))
-    with pytest.raises(UserError, match="in a storage of 4"):
+    for size, stride, message in [
+        ((1 << 40,), (0,), "in a storage of 4"),
+        ((4, 4), (0, 1), "in a file of"),  # more numbers than are there
+        (("4" * 1000,), (1,), "in a storage of 4"),
+        ((-1,), (1,), "in a storage of 4"),
+        ((4,), (2,), "storage"),
+    ]:
+        many = {f"x{i}": Call(rebuild, storage, 0, size, stride, False, {}) for i in range(200)}
+        path.write_bytes(pickle.dumps({"ema": many}))
+        with pytest.raises(UserError, match=message):
+            read_checkpoint(path, 1 << 20)
+    tensors = {f"x{i}": torch.zeros(1).expand(1 << 14) for i in range(20)}
+    torch.save(tensors, path)
+    with pytest.raises(UserError, match="in a file of"):
         read_checkpoint(path, 1 << 20)
 
 
@@ -362,9 +374,10 @@ def test_what_was_trained_here_is_not_overwritten(tmp_path):
     ("change", "message"),
     [
         (lambda t: t.update({"enc.16x16_conv.weight": torch.zeros(0, 3, 3, 3)}), "0 channels in the first level"),
-        (lambda t: t.update({"map_layer1.bias": torch.zeros(32).to_sparse()}), "not dense"),
-        (lambda t: t.update({"map_layer1.bias": torch.zeros(32, dtype=torch.complex64)}), "not dense"),
-        (lambda t: t.update({"map_layer1.bias": torch.zeros(32, dtype=torch.int64)}), "not dense"),
+        (lambda t: t.update({"map_layer1.bias": torch.zeros(32).to_sparse()}), "sparse"),
+        (lambda t: t.update({"map_layer1.bias": torch.zeros(32, dtype=torch.complex64)}), "complex64"),
+        (lambda t: t.update({"map_layer1.bias": torch.zeros(32, dtype=torch.int64)}), "int64"),
+        (lambda t: t.update({"\x1b[2Jx": torch.zeros(2)}), r"unexpected: \?\[2Jx$"),
         (lambda t: t.update({"enc.99999999999999999999x99999999999999999999_conv.weight": torch.zeros(8, 3, 3, 3)}), "DDPM"),
     ],
 )
@@ -385,3 +398,156 @@ def test_what_is_no_file_is_not_opened(tmp_path):
             read_checkpoint(path, 1 << 20)
     with pytest.raises(UserError, match="no such file"):
         read_checkpoint(tmp_path / "nothing", 1 << 20)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_protocol_of_pickles_is_read(tmp_path, protocol):
+    tensors = tensors_of("EDM")
+    read = read_checkpoint(write_pickle(tmp_path / "x.pkl", modules_of(tensors), protocol), 1 << 30)
+    assert read.dropout == 0.13
+    assert {name.removeprefix("model.") for name in read.tensors} >= tensors.keys()
+    read = read_checkpoint(write_pickle(tmp_path / "y.pkl", tensors, protocol), 1 << 30)
+    assert all(torch.equal(read.tensors[name], tensor) for name, tensor in tensors.items())
+
+
+def test_old_files_of_torch_save_are_read(tmp_path):
+    tensors = tensors_of("EDM")
+    torch.save({"net": tensors, "optimizer_state": {"step": 3}}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    assert read_checkpoint(tmp_path / "x.pt", 1 << 30).tensors.keys() == tensors.keys()
+
+
+def nested_key(depth):
+    """A dictionary with a tuple of tuples of ... as its key, which a hash would follow to the bottom."""
+    return b"\x80\x04})" + b"\x85" * depth + b"K\x01s."
+
+
+HOSTILE = {
+    # A state that would make numpy follow bytes of the file as an object.
+    "object dtype": b"\x80\x02cnumpy\nndarray\n(K\x01\x85cnumpy\ndtype\nX\x02\x00\x00\x00V8\x85R"
+    b"(K\x03X\x01\x00\x00\x00|NN)K\x08K\x01K\x01tbC\x08AAAAAAAAtR.",
+    "object array": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    b"(K\x01K\x03\x85cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R\x89]tb.",
+    "state of a function": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x04\x00\x00\x00evilK\x01sb.",
+    "nested key": nested_key(2_000_000),
+    "encoded again and again": b"\x80\x02c_codecs\nencode\nX\x02\x00\x00\x00xxX\x03\x00\x00\x00hex\x86R.",
+    "large shape": b"\x80\x02ctorch\nSize\ncnumpy\nndarray\nJ\x00\xe1\xf5\x05\x85R\x85R.",
+    "persistent id": b"\x80\x02Px\n.",
+    "extension": b"\x80\x02\x82\x01.",
+    "instance": b"(ios\nsystem\n.",
+    "nothing": b"",
+    "an end without a beginning": b"\x80\x02t.",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickles_are_refused(tmp_path, name):
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(HOSTILE[name])
+    with pytest.raises(UserError, match=r"evil\.pkl: (refused|not a whole pickle|no network)"):
+        read_checkpoint(path, 1 << 30)
+
+
+def test_the_state_of_a_tensor_is_not_set(tmp_path):
+    """torch's own way would let the file say where its numbers are."""
+    rebuild, arguments = torch.zeros(4).__reduce_ex__(4)
+
+    class Stateful:
+        def __reduce__(self):
+            return rebuild, arguments, (arguments[0], 0, (1024,), (1,))
+
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"ema": {"x": Stateful()}}))
+    with pytest.raises(UserError, match="for something else"):
+        read_checkpoint(tmp_path / "x.pkl", 1 << 20)
+
+
+def test_a_module_that_holds_itself_is_refused(tmp_path):
+    network = modules_of({"map_layer0.weight": torch.zeros(2)})
+    network._modules["again"] = network
+    with pytest.raises((UserError, RecursionError)):
+        read_checkpoint(write_pickle(tmp_path / "x.pkl", network), 1 << 20)
+    # Pickle cannot write it; by hand: a module of which the state holds the memo of itself.
+    head = b"\x80\x02ctorch.nn.modules.container\nModuleList\n)\x81q\x00"
+    body = head + b"}X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00ah\x00ssb."
+    (tmp_path / "y.pkl").write_bytes(b"\x80\x02}X\x03\x00\x00\x00ema" + body[2:-1] + b"s.")
+    with pytest.raises(UserError, match="there twice"):
+        read_checkpoint(tmp_path / "y.pkl", 1 << 20)
+
+
+def test_long_source_texts_are_not_parsed(tmp_path):
+    path = write_pickle(tmp_path / "x.pkl", Persistent("EDMPrecond", "a\n" * 4_000_000))
+    with pytest.raises(UserError, match="source text of at most"):
+        read_checkpoint(path, 1 << 30)
+    many = {f"beside{i}": Persistent("Loss", f"x = {i}\n") for i in range(40)}
+    with pytest.raises(UserError, match="source texts"):
+        read_checkpoint(write_pickle(tmp_path / "y.pkl", modules_of(tensors_of("EDM")), **many), 1 << 30)
+
+
+@pytest.mark.parametrize("value", ["abc", -1.0, 0.0, float("nan"), 10**400, True])
+def test_a_sigma_data_that_is_none(tmp_path, value):
+    path = write_pickle(tmp_path / "x.pkl", modules_of(tensors_of("EDM"), sigma_data=value))
+    with pytest.raises(UserError, match="sigma_data"):
+        import_checkpoint(path, tmp_path / "run", ImportConfig())
+
+
+def test_what_a_file_says_is_kept(tmp_path):
+    """Dropout, sigma_data and the law of the levels; another preconditioning, seen by the loss alone, is refused."""
+    loss = Persistent("EDMLoss")
+    loss.P_mean, loss.P_std = -0.4, 1.0
+    path = write_pickle(tmp_path / "x.pkl", modules_of(tensors_of("EDM"), sigma_data=0.7), loss_fn=loss)
+    denoiser, description = imported(path, tmp_path / "run")
+    assert (description.network.dropout, denoiser.sigma_data) == (0.13, 0.7)
+    assert (description.objective.mean, description.objective.std) == (-0.4, 1.0)
+    path = write_pickle(tmp_path / "y.pkl", tensors_of("EDM"), loss_fn=Persistent("AmbientVPLoss"))
+    with pytest.raises(UserError, match="AmbientVPLoss"):
+        import_checkpoint(path, tmp_path / "other", ImportConfig())
+
+
+def test_four_channels_without_gates_are_not_taken_for_mri(tmp_path):
+    shapes = song_shapes(**{**SMALL, "inputs": 4, "outputs": 4, "resolution": 16})
+    with pytest.raises(UserError, match="without gates"):
+        import_checkpoint(write_pickle(tmp_path / "x.pkl", random_tensors(shapes)), tmp_path / "run", ImportConfig())
+
+
+def test_other_sizes_keep_the_levels_that_attend(tmp_path):
+    denoiser, description = imported(write_pickle(tmp_path / "x.pkl", tensors_of("EDM")), tmp_path / "run", size=(32, 24))
+    assert description.network.attention == (16,)  # of 16 rows it was 8
+    assert denoiser(torch.zeros(1, 3, 32, 24), torch.ones(1)).shape == (1, 3, 32, 24)
+
+
+def test_a_training_is_not_begun_where_an_import_lies(tmp_path):
+    import_checkpoint(write_pickle(tmp_path / "x.pkl", tensors_of("EDM")), tmp_path / "n/pretrain", ImportConfig())
+    for verb in ("pretrain", "distill"):
+        (tmp_path / "n/distill").mkdir(exist_ok=True)
+        (tmp_path / "n/distill/import.json").write_text("{}")
+        done = run("rsdmri-natural", verb, "--name", "n", "--runs", tmp_path)
+        assert done.returncode == 1
+        assert "was imported" in done.stderr
+
+
+def test_data_that_do_not_fit_an_imported_network(tmp_path):
+    import_checkpoint(write_pickle(tmp_path / "x.pkl", tensors_of("Ambient")), tmp_path / "teacher", ImportConfig())
+    common = ["--runs", tmp_path, "--run", tmp_path / "teacher", "--sample.n", 2]
+    wrong_size = run("rsdmri-natural", "sample", *common, "--data.size", 32)
+    assert wrong_size.returncode == 1
+    assert "16 x 16" in wrong_size.stderr
+    no_masks = run("rsdmri-natural", "sample", *common, "--data.size", 16, "--data.corruption", "blur")
+    assert no_masks.returncode == 1
+    assert "shown masks" in no_masks.stderr
+
+
+def test_arrays_of_pickles_are_plain_numbers():
+    """The reader of CIFAR-10 is the same machine."""
+    import numpy as np
+
+    from rsdmri.arrays import unpickled
+
+    array = np.arange(6, dtype=">i4").reshape(2, 3)
+    for given in (array, np.asfortranarray(array), array.astype(np.float64), array.astype(bool)):
+        for protocol in (2, 4):
+            assert (unpickled(pickle.dumps({b"data": given}, protocol))[b"data"] == given).all()
+    for hostile in (HOSTILE["object dtype"], HOSTILE["object array"]):
+        with pytest.raises(UserError):
+            unpickled(hostile)
+    for refused_kind in (np.array([None, "x"]), np.zeros(2, "i4,f4"), np.array(["a"])):
+        with pytest.raises(UserError, match="plain numbers"):
+            unpickled(pickle.dumps({b"data": refused_kind}))
