@@ -5,7 +5,6 @@
 Nothing but ``evaluate`` opens references.h5.
 """
 
-import copy
 import dataclasses
 import sys
 from collections.abc import Mapping
@@ -29,8 +28,8 @@ from .metrics.compare import MIN_IMAGES
 from .objectives import Objective, build_objective
 from .reporting import Curve, Grid, Row, Score, load_curves, write_report
 from .runs import device_of, open_run, write_config
-from .settings import named_configs
 from .steps import DistillStep, PretrainStep
+from .teachers import copied, find_teacher, require_noise_free, set_checkpointing, with_network_of
 from .tensors import Image, make_generator
 from .training import Step, train
 
@@ -78,7 +77,7 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     """Phase II: a one-step generator from a teacher and the law of the corruption; no image is read."""
     out = out or experiment.folder / "distill"
     _require_own(out)
-    run, weights = _teacher(experiment, domain, teacher)
+    run, weights = find_teacher(experiment, domain, teacher)
     f_phi, described = load_model(run, weights)
     if described.role != "teacher":
         raise UserError(f"{run}: holds a {described.role}; a teacher is needed to distil from")
@@ -89,19 +88,19 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
             f"{run}: this teacher was trained with {described.objective}, not with {experiment.objective}. The fake score must be"
             " trained on its teacher's own objective."
         )
-    _set_checkpointing(f_phi, experiment.network.checkpointing)  # how it is computed, not what it is
+    set_checkpointing(f_phi, experiment.network.checkpointing)  # how it is computed, not what it is
     described = dataclasses.replace(
         described, network=dataclasses.replace(described.network, checkpointing=experiment.network.checkpointing)
     )
     if experiment.network != described.network:
-        experiment = _with_network_of(run, described, experiment)
+        experiment = with_network_of(run, described, experiment)
     objective = _objective(experiment, law)
     config = experiment.distill
     if config.space == "image":
-        _require_noise_free(law)
+        require_noise_free(law)
     device = device_of(experiment)
     f_phi = f_phi.to(device)
-    f_psi, g = (_copy(f_phi, config.dropout) for _ in range(2))
+    f_psi, g = (copied(f_phi, config.dropout) for _ in range(2))
     distiller = Distiller(f_phi, f_psi, Generator(g, config.sigma_init), objective, config)
     inputs = {"teacher": weights or run / "model.safetensors"}
     if (run / "operators.h5").exists():
@@ -272,22 +271,6 @@ def _require_own(out: Path) -> None:
         raise UserError(f"{out}: holds a network that was imported. Choose another place with --out, or delete it.")
 
 
-def _set_checkpointing(denoiser: Denoiser, checkpointing: bool) -> None:
-    for module in denoiser.modules():
-        if hasattr(module, "checkpointing"):
-            module.checkpointing = checkpointing  # type: ignore[assignment]
-
-
-def _with_network_of(run: Path, teacher: Description, experiment: Experiment) -> Experiment:
-    """The experiment with its teacher's network, from which the fake and the generator are copied."""
-    print(f"distill: the networks are the teacher's, {teacher.network}", file=sys.stderr)
-    takes_labels = teacher.network.augment >= 2
-    if experiment.distill.augment > 0 and not takes_labels:
-        raise UserError(f"{run}: this teacher takes no augmentation label. Set distill.augment to 0.")
-    pretrain = experiment.pretrain if takes_labels else dataclasses.replace(experiment.pretrain, augment=0.0)
-    return dataclasses.replace(experiment, network=teacher.network, pretrain=pretrain)
-
-
 def _ends(options: PretrainConfig | DistillConfig) -> dict[str, int | None]:
     """Where a falling learning rate ends, which is with the training: another length is another training."""
     return {"decay_ends": options.images if options.decay else None}
@@ -306,15 +289,6 @@ def _fresh(description: Description, seed: int) -> Denoiser:
         return description.build()
 
 
-def _copy(f_phi: Denoiser, dropout: float | None) -> Denoiser:
-    """A copy that is trained, with another dropout if one is asked for."""
-    copied = copy.deepcopy(f_phi).requires_grad_(True)
-    for module in copied.modules():
-        if isinstance(module, nn.Dropout) and dropout is not None:
-            module.p = dropout
-    return copied
-
-
 def _train(
     step: Step, options: PretrainConfig | DistillConfig, out: Path, experiment: Experiment, description: Description, stage: str
 ) -> None:
@@ -322,25 +296,3 @@ def _train(
     model: nn.Module = description.build()
     model.load_state_dict(average)
     save_model(out, model, Description(**{**vars(description), "images": images}))
-
-
-def _teacher(experiment: Experiment, domain: Domain, teacher: Path | None) -> tuple[Path, Path | None]:
-    """The run folder of the teacher, and its snapshot if one was named; exits with the command that makes a missing one."""
-    path = teacher or experiment.folder / "pretrain"
-    run, weights = (path.parent.parent, path) if path.suffix == ".safetensors" else (path, None)
-    if not (run / "model.json").exists():
-        named = [config for config in named_configs() if config.replace("/", "-") == experiment.name]
-        options = f" --config {named[0]}" if named else ", with the configuration and the flags of this command"
-        raise UsageError(
-            f"{run}: no finished teacher. Make it first:\n  {domain.program}pretrain{options}\nor name one with --teacher RUN"
-        )
-    return run, weights
-
-
-def _require_noise_free(law: Law) -> None:
-    highest = max(float(law.draw(64, size, make_generator(0))[1].max()) for size in law.sizes)
-    if highest > 0:
-        raise UserError(
-            "distill.space 'image' compares images themselves, which is right only for data without measurement noise; these have"
-            f" noise_std up to {highest:.3g}. Use 'measured', or set data.noise_std to 0 where the noise is negligible."
-        )

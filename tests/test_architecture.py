@@ -18,7 +18,7 @@ ROWS = [
     {"distillation", "theory", "checkpoints"},
     {"training", "jobs"},
     {"domain"},
-    {"steps", "runs", "generation", "importing", "evaluation", "reporting", "report_charts"},
+    {"steps", "runs", "generation", "teachers", "importing", "evaluation", "reporting", "report_charts"},
     {"pipeline"},
     {"cli"},
 ]

@@ -12,9 +12,9 @@ from rsdmri.distillation import Distiller
 from rsdmri.evaluation import PROXIMAL_STREAM, Evaluator
 from rsdmri.mri.domain import MRI, Bank, MRILaw
 from rsdmri.objectives import build_objective
-from rsdmri.pipeline import _copy
 from rsdmri.sampling import sample_generator
 from rsdmri.steps import DistillStep, batch_of, draw_size, fall, indices, rise
+from rsdmri.teachers import copied
 from rsdmri.tensors import make_generator
 from rsdmri.training import Average
 
@@ -168,8 +168,8 @@ def test_each_gradient_has_a_limit_of_its_own():
 def test_distillation_may_have_another_dropout():
     teacher = build_denoiser(NetworkConfig(channels=8, dropout=0.3), channels=1, size=(16, 16), complex_images=True, masked=True)
     for asked, expected in ((None, 0.3), (0.05, 0.05)):
-        copied = _copy(teacher, asked)
-        rates = {module.p for module in copied.modules() if isinstance(module, torch.nn.Dropout)}
+        student = copied(teacher, asked)
+        rates = {module.p for module in student.modules() if isinstance(module, torch.nn.Dropout)}
         assert rates == {expected}
-        assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), teacher.parameters(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True))
     assert {module.p for module in teacher.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
