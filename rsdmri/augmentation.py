@@ -5,38 +5,44 @@ augment clean images first, as public code does, would show the network pixels t
 first two entries say which way an image was mirrored; zeros, at sampling, ask for an image as it is.
 """
 
-import dataclasses
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .observations import Observation
-from .tensors import per_sample
+from .tensors import Batch, per_sample
+
+B = TypeVar("B", bound=Batch)
+AXES = (-1, -2)  # left to right, top to bottom
 
 
-def mirrored(obs: Observation, which: Tensor, axis: int) -> Observation:
-    """Observations of mirrored images, along axis -1 or -2, for the samples ``which`` (B,) bool; the others as they are.
+def draw_mirrors(n: int, probability: float, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Which of n samples are mirrored, (2, n): left to right one half of them, top to bottom with ``probability``."""
+    drawn = torch.rand(2, n, dtype=torch.float32, device=device, generator=generator)
+    return drawn < torch.tensor([[0.5], [probability]], dtype=torch.float32, device=device)
 
-    With R the mirroring, y' = R y is what the mirrored operator R A R measures of R x.
+
+def mirrored(record: B, which: Tensor, periodic: bool) -> B:
+    """A record of tensors (B, ..., H, W), in image or k-space, with the samples ``which`` (2, B) mirrored along each of :data:`AXES`.
+
+    With R the mirroring, y' = R y is what the mirrored operator R A R measures of R x. ``periodic``: as Fourier transforms count.
     """
+    for axis, some in zip(AXES, which, strict=True):
 
-    def mirror(tensor: Tensor) -> Tensor:
-        if tensor.ndim < 3:  # one value a sample
-            return tensor
-        turned = tensor.flip(axis)
-        if obs.operator.periodic and tensor.shape[axis] % 2 == 0:
-            turned = turned.roll(1, axis)  # about the sample N // 2, as Fourier transforms count
-        return torch.where(per_sample(which, tensor), turned, tensor)
+        def mirror(tensor: Tensor, axis: int = axis, some: Tensor = some) -> Tensor:
+            if tensor.ndim < 3:  # one value a sample
+                return tensor
+            turned = tensor.flip(axis)
+            if periodic and tensor.shape[axis] % 2 == 0:
+                turned = turned.roll(1, axis)  # about the sample N // 2
+            return torch.where(per_sample(some, tensor), turned, tensor)
 
-    return obs.map(mirror)
+        record = record.map(mirror)
+    return record
 
 
-def augmented(obs: Observation, probability: float, labels: int, generator: torch.Generator) -> Observation:
-    """Half of the images mirrored left to right and, with ``probability``, top to bottom; with their labels (B, ``labels``)."""
-    drawn = torch.rand(2, len(obs), device=generator.device, generator=generator)
-    turned = drawn < torch.tensor([[0.5], [probability]], device=generator.device)
-    for axis, which in zip((-1, -2), turned, strict=True):
-        obs = mirrored(obs, which, axis)
-    label = torch.zeros(len(obs), labels, dtype=torch.float32, device=generator.device)
-    label[:, :2] = turned.T.float()
-    return dataclasses.replace(obs, labels=label)
+def mirror_labels(which: Tensor, length: int) -> Tensor:
+    """The labels (B, length) of mirrored samples."""
+    labels = torch.zeros(which.shape[1], length, dtype=torch.float32, device=which.device)
+    labels[:, :2] = which.T.float()
+    return labels

@@ -77,7 +77,8 @@ class NetworkConfig:
         require(self.sigma_data > 0, "network.sigma_data must be positive")
         require(self.augment >= 0, "network.augment must not be negative")
         song_only = self.gated or self.augment > 0 or self.checkpointing
-        require(self.kind == "song" or not song_only, "network: gated, augment and checkpointing exist for kind 'song' only")
+        message = "network: gated, augment and checkpointing exist for kind 'song' only: switch them off (--network.no-gated), or take it"
+        require(self.kind == "song" or not song_only, message)
 
 
 @section
@@ -116,7 +117,7 @@ class PretrainConfig:
     warmup: int = 2_000
     """Images over which the learning rate rises from zero."""
     decay: bool = False
-    """Whether the learning rate falls to zero along a half cosine; without it, it stays (as published)."""
+    """Whether the learning rate falls to zero along a half cosine; without it, it stays (as published). The length is then fixed."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for none."""
     augment: float = 0.0
@@ -161,7 +162,7 @@ class DistillConfig:
     """Betas of the generator's Adam."""
     decay: bool = False
     """Whether both learning rates fall to zero along a half cosine; without it, they stay (as published), and the generator keeps moving
-    about its best."""
+    about its best. The length is then fixed."""
     clip_fake: float = 1.0
     """Largest norm of the fake score's gradient; 0 for no limit."""
     clip_generator: float = 1.0
@@ -309,8 +310,10 @@ class Experiment:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed must not be negative")
-        mirrors = self.pretrain.augment > 0 or self.distill.augment > 0
-        require(not mirrors or self.network.augment >= 2, "augment needs a label of at least 2: set network.augment (EDM: 9)")
+        labelled = self.pretrain.augment == 0 or self.network.augment >= 2
+        require(labelled, "pretrain.augment needs a label of at least 2: set network.augment (EDM: 9)")
+        masked = self.objective.kind == "ambient" or self.network.mask_input == "one"
+        require(masked, f"network.mask_input '{self.network.mask_input}' is for objective 'ambient': others show no mask")
 
     @property
     def folder(self) -> Path:

@@ -21,9 +21,8 @@ import torch
 from torch import nn
 
 from . import noise
-from .augmentation import augmented
 from .config import DistillConfig
-from .denoiser import Denoiser, Generator, label_length
+from .denoiser import Denoiser, Generator
 from .errors import UserError
 from .objectives import Objective
 from .observations import Observation, observe
@@ -99,9 +98,7 @@ class Distiller(nn.Module):
         """The teacher's objective on generated, corrupted observations; (B,). No gradient reaches the generator."""
         with torch.no_grad():
             obs = observe(self.generate(z, condition), operator, noise_std, generator)
-            if self.config.augment > 0 and generator is not None:
-                obs = augmented(obs, self.config.augment, label_length(self.fake), generator)
-        return self.objective.loss(self.fake, obs, sigma, generator, self.config.fake_space)
+        return self.objective.loss(self.fake, obs, sigma, generator, self.config.fake_space, self.config.augment)
 
     def generator_loss(
         self,

@@ -13,15 +13,16 @@ printed, A(f - y), would apply A twice to x, as y already is A x; here it reads 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias, cast, final
 
 import torch
 from torch import Tensor
 
 from . import noise
+from .augmentation import draw_mirrors, mirror_labels, mirrored
 from .config import ObjectiveConfig
-from .denoiser import Denoiser
+from .denoiser import Denoiser, label_length
 from .errors import UserError
 from .observations import Observation
 from .operators import LinearOperator, MaskedOperator
@@ -85,9 +86,18 @@ class Objective(ABC):
         sigma: PerSample,
         generator: torch.Generator | None = None,
         space: Space = "measured",
+        augment: float = 0.0,
     ) -> PerSample:
-        """lambda(sigma) |prediction - target|^2, summed over real components, (B,)."""
+        """lambda(sigma) |prediction - target|^2, summed over real components, (B,).
+
+        ``augment``: above 0, samples are mirrored when they have been perturbed, so that M̃ is of the data's law (``pretrain.augment``).
+        """
         perturbed = self.perturb(obs, sigma, generator)
+        if augment > 0:
+            which = draw_mirrors(len(obs), augment, sigma.device, generator)
+            periodic = obs.operator.periodic
+            obs, perturbed = mirrored(obs, which, periodic), mirrored(perturbed, which, periodic)
+            obs = replace(obs, labels=mirror_labels(which, label_length(denoiser)))
         difference = self.predict(denoiser, perturbed, obs, space) - self.target(perturbed, obs, space)
         return noise.weight(sigma, denoiser.sigma_data) * sum_samples(squared(difference))
 

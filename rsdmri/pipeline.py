@@ -5,7 +5,6 @@
 Nothing but ``evaluate`` opens references.h5.
 """
 
-import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +63,13 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
     )
     device = device_of(experiment)
     denoiser = _fresh(description, experiment.seed).to(device)
-    open_run(out, experiment, ("network", "objective", "pretrain", "data"), {"observations": path}, _ends(experiment.pretrain))
+    open_run(
+        out,
+        experiment,
+        ("network", "objective", "pretrain", "data"),
+        {"observations": path},
+        _ends("pretrain", experiment.pretrain),
+    )
     if _finished(out, experiment.pretrain.images):
         return out
     law.save(out / "operators.h5")
@@ -88,12 +93,8 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
             f"{run}: this teacher was trained with {described.objective}, not with {experiment.objective}. The fake score must be"
             " trained on its teacher's own objective."
         )
-    set_checkpointing(f_phi, experiment.network.checkpointing)  # how it is computed, not what it is
-    described = dataclasses.replace(
-        described, network=dataclasses.replace(described.network, checkpointing=experiment.network.checkpointing)
-    )
-    if experiment.network != described.network:
-        experiment = with_network_of(run, described, experiment)
+    experiment = with_network_of(run, described, experiment)
+    set_checkpointing(f_phi, experiment.network.checkpointing)
     objective = _objective(experiment, law)
     config = experiment.distill
     if config.space == "image":
@@ -105,7 +106,7 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     inputs = {"teacher": weights or run / "model.safetensors"}
     if (run / "operators.h5").exists():
         inputs["operators"] = run / "operators.h5"
-    open_run(out, experiment, ("objective", "distill", "data"), inputs, _ends(config))
+    open_run(out, experiment, ("objective", "distill", "data"), inputs, _ends("distill", config))
     if _finished(out, config.images):
         return out
     law.save(out / "operators.h5")
@@ -271,9 +272,9 @@ def _require_own(out: Path) -> None:
         raise UserError(f"{out}: holds a network that was imported. Choose another place with --out, or delete it.")
 
 
-def _ends(options: PretrainConfig | DistillConfig) -> dict[str, int | None]:
+def _ends(stage: str, options: PretrainConfig | DistillConfig) -> dict[str, int | None]:
     """Where a falling learning rate ends, which is with the training: another length is another training."""
-    return {"decay_ends": options.images if options.decay else None}
+    return {f"{stage}.images, which {stage}.decay fixes": options.images if options.decay else None}
 
 
 def _objective(experiment: Experiment, law: Law) -> Objective:

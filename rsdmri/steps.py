@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from . import noise
-from .augmentation import augmented
 from .config import DistillConfig, PretrainConfig
-from .denoiser import Denoiser, label_length
+from .denoiser import Denoiser
 from .distillation import Distiller
 from .domain import Law, Observations, Size
 from .objectives import Objective, Thin
@@ -81,12 +80,10 @@ class PretrainStep:
         self.model.train()
         samples = batch_of(list(self.data.buckets.values()), self.seed, images // config.batch, config.batch)
         obs = self.data.batch(samples).to(generator.device)
-        if config.augment > 0:
-            obs = augmented(obs, config.augment, label_length(self.model), generator)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * rise(images + config.batch, config.warmup) * fall(images + config.batch, config)
         sigma = self.objective.levels(obs.noise_std, generator)
-        loss = self.objective.loss(self.model, obs, sigma, generator).mean()
+        loss = self.objective.loss(self.model, obs, sigma, generator, augment=config.augment).mean()
         return {"loss": loss, "gradient": descend(self.optimizer, loss, config.clip)}
 
     def state_dict(self) -> dict[str, Any]:

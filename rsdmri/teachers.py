@@ -31,12 +31,16 @@ def find_teacher(experiment: Experiment, domain: Domain, teacher: Path | None) -
 
 def with_network_of(run: Path, teacher: Description, experiment: Experiment) -> Experiment:
     """The experiment with its teacher's network, from which the fake and the generator are copied."""
-    print(f"distill: the networks are the teacher's, {teacher.network}", file=sys.stderr)
-    takes_labels = teacher.network.augment >= 2
-    if experiment.distill.augment > 0 and not takes_labels:
+    if experiment.distill.augment > 0 and teacher.network.augment < 2:
         raise UserError(f"{run}: this teacher takes no augmentation label. Set distill.augment to 0.")
-    pretrain = experiment.pretrain if takes_labels else dataclasses.replace(experiment.pretrain, augment=0.0)
-    return dataclasses.replace(experiment, network=teacher.network, pretrain=pretrain)
+    network = teacher.network
+    if network.kind == "song":  # how it is computed is the experiment's to say
+        network = dataclasses.replace(network, checkpointing=experiment.network.checkpointing)
+    if experiment.network == network:
+        return experiment
+    print(f"distill: the networks are the teacher's, {network}", file=sys.stderr)
+    pretrain = experiment.pretrain if network.augment >= 2 else dataclasses.replace(experiment.pretrain, augment=0.0)
+    return dataclasses.replace(experiment, network=network, pretrain=pretrain)
 
 
 def set_checkpointing(denoiser: Denoiser, checkpointing: bool) -> None:

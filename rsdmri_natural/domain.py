@@ -107,7 +107,10 @@ def _estimated(data: NaturalData, pixels: NDArray[np.uint8]) -> NaturalData:
     if data.noise_std != "auto":
         return data
     some = _scaled(pixels[:: -(-len(pixels) // ESTIMATED_FROM)])
-    level = of_images(some)
+    try:
+        level = of_images(some)
+    except UserError as error:
+        raise UserError(f"{data.images}: {error}") from None
     signal = float((some.var() - level.std**2).clamp(min=0).sqrt())
     said = "at most " if level.bound(signal) else ""
     reason = ", an upper bound: their contrast is more than 10 times as strong" if said else ""

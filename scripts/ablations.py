@@ -86,16 +86,21 @@ def distilled(name: str, variant: Variant, seed: int, options: argparse.Namespac
         one = dataclasses.replace(one, sample=dataclasses.replace(row.sample, stop=stop))
         compare(changed(one, variant, f"{name}-seed{seed}"), domain, 1.0, n, path)
         return
-    again(changed(row, variant, row.name), domain, n, path, options.results / f"{row.name}.json", name)
+    base = options.results / f"{row.name}.json"
+    result = finished(base, row)
+    if result is None:
+        raise UserError(f"{base}: not there yet, and the variant distils its teacher. Run reproduce_small.py for this row first.")
+    teachers = snapshots(row.folder / "pretrain")
+    chosen = result["images"]["teacher"]
+    if chosen not in teachers:
+        raise UserError(f"{row.folder / 'pretrain'}: the teacher after {chosen} images is not there. Give the --runs of {base}.")
+    again(changed(row, variant, row.name), domain, n, path, teachers[chosen], name)
 
 
-def again(experiment: Experiment, domain: Domain, n: int, path: Path, base: Path, name: str) -> None:
+def again(experiment: Experiment, domain: Domain, n: int, path: Path, teacher: Path, name: str) -> None:
     """The row's own teacher, distilled with the variant's options."""
     if finished(path, experiment):
         return
-    if not base.exists():
-        raise UserError(f"{base}: not there yet, and the variant distils its teacher. Run reproduce_small.py for this row first.")
-    teacher = snapshots(experiment.folder / "pretrain")[read_json(base)["images"]["teacher"]]
     run = pipeline.distill(experiment, domain, experiment.folder / f"distill-{name}", teacher)
     generators = curve(experiment, domain, pipeline.evaluator(experiment, domain, n), run)
     last = generators[max(generators, key=int)]

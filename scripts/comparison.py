@@ -2,7 +2,9 @@
 
 Shared by reproduce_small.py and ablations.py. Fair means: the teacher is the best of the averages of its training by the true metric (swd
 against clean references), from a training longer than phase II; ``teacher+`` is the best of all averages of a training that had the
-time of both phases. RSD is the last average of its training, not the best. What is done is read, not repeated; what was stopped goes on.
+time of both phases; :func:`remarks` tells where the clock says otherwise. Their learning rate stays, so that every average is a
+candidate; RSD is the last average of its training, not the best, at a rate that falls. What is done is read, not repeated; what was stopped
+goes on.
 
 Teachers of noisy data stop at the level of the noise (Ambient-Truncated); ``full`` are the same ones, sampled down to zero (Ambient-Full).
 """
@@ -44,12 +46,14 @@ def seconds(run: Path, images: int) -> float:
 def curve(experiment: Experiment, domain: Domain, judge: Evaluator, run: Path, name: str = "curve") -> dict[str, Any]:
     """The true and proximal distances of all snapshots of a run, by images seen; kept beside it, because a teacher's take long."""
     path = run / f"{name}.json"
-    found = dict(read_json(path)) if path.exists() else {}
+    of = {"n": judge.n, **to_tree(experiment.sample)}  # other samples have other distances
+    kept = read_json(path) if path.exists() else {"of": of, "scores": {}}
+    found: dict[str, Any] = kept["scores"] if kept["of"] == of else {}
     for images, weights in snapshots(run).items():
         if str(images) not in found:
             samples = pipeline.load(run, domain, experiment, weights).sample(range(judge.n))
             found[str(images)] = {"metrics": judge.true(samples), "proximal": judge.proximal(samples, range(judge.n))}
-            write_json(path, found)
+            write_json(path, {"of": of, "scores": found})
             print(f"  {run.parent.name}/{run.name} {name} {images}: swd {swd(found[str(images)]):.1f}", flush=True)
     return found
 
@@ -151,3 +155,19 @@ def verdict(results: Sequence[dict[str, Any]]) -> str:
     rival = min(rivals, key=statistics.mean)
     gap, spread = statistics.mean(rival) - statistics.mean(rsd), max(statistics.stdev(rival), statistics.stdev(rsd))
     return "yes" if gap > 2 * spread else "no" if gap < -2 * spread else "a draw"
+
+
+def remarks(results: Sequence[dict[str, Any]]) -> str:
+    """What a reader must know of the teachers of a row."""
+    found = []
+    best_teacher = min(statistics.mean(values(results, row)) for row in ("teacher", "teacher+"))
+    if best_teacher > statistics.mean(values(results, "observation")):
+        found.append("teachers worse than the observations")
+    last = [list(result["swd"]["teacher"].values())[-2:] for result in results]
+    if all(after < 0.95 * before for before, after in last):
+        found.append("the teacher still falls")
+    for result in results:
+        took = result["training_seconds"]
+        if took["rsd"] > took["teacher"] or took["rsd"] + took["teacher"] > took["teacher+"]:
+            found.append(f"seed {result['seed']}: phase II took longer than the teachers were given")
+    return "; ".join(found) or "-"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from comparison import ROWS, cell, compare, lengthened, values, verdict
+from comparison import ROWS, cell, compare, lengthened, remarks, values, verdict
 
 from rsdmri.config import Experiment
 from rsdmri.domain import Domain
@@ -74,7 +74,7 @@ def draw_scans(runs: Path) -> None:
 def table(folder: Path, rows: Sequence[str]) -> str:
     """What there is, in Markdown: mean and spread over the seeds."""
     names = ["observation", "teacher, full", "teacher", "teacher+", "rsd"]
-    lines = [f"| corruption (floor) | {' | '.join(names)} | rsd / teacher | wins | proximal: teacher+ | rsd | seeds |"]
+    lines = [f"| corruption (floor) | {' | '.join(names)} | rsd / teacher | wins | proximal: teacher+ | rsd | seeds | remarks |"]
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
     for corruption in rows:
         results = [dict(read_json(path)) for path in sorted(folder.glob(f"{corruption}-seed*.json"))]
@@ -89,6 +89,7 @@ def table(folder: Path, rows: Sequence[str]) -> str:
             verdict(results),
             *(cell(values(results, row, group="proximal")) for row in ("teacher+", "rsd")),
             " ".join(str(result["seed"]) for result in results),
+            remarks(results),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

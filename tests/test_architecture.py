@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"errors", "files", "progress", "config", "tensors", "arrays", "unpickling", "grids", "pictures"},
     {"settings", "operators", "noise", "noise_level", "foreign", "nn"},
-    {"observations", "denoiser"},
-    {"objectives", "augmentation", "sampling", "metrics"},
+    {"observations", "denoiser", "augmentation"},
+    {"objectives", "sampling", "metrics"},
     {"distillation", "theory", "checkpoints"},
     {"training", "jobs"},
     {"domain"},

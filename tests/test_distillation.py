@@ -21,6 +21,7 @@ from rsdmri.errors import UserError
 from rsdmri.objectives import Ambient, AmbientTweedie, Standard
 from rsdmri.observations import Observation
 from rsdmri.operators import LinearOperator
+from rsdmri.tensors import randn_like
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +153,24 @@ def test_sid_loss_is_equation_11(generator):
         rr, qq, ww = parts
         total = ((rr - qq) * ((rr - ww) - 1.2 * (rr - qq))).sum()
         assert loss[i].item() == pytest.approx((total / (ww - rr).abs().mean()).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("divergence", ["sid", "dmd", "sds"])
+def test_a_weight_by_the_level_is_what_the_residual_comes_to(divergence, generator):
+    """1 / c_out(s) of EDM for all images alike, instead of 1 / mean |w - r| of each."""
+    operator = Matrix(EYE.expand(4, 3, 3))
+    z, sigma = torch.randn(4, 1, 1, 3, generator=generator), torch.tensor([0.1, 0.5, 2.0, 20.0])
+    losses = {}
+    for weight in ("level", "residual"):
+        config = DistillConfig(divergence=divergence, weight=weight)
+        networks = Linear(COVARIANCE), Linear(0.7 * COVARIANCE), LinearGenerator(START.clone())
+        distiller = Distiller(*networks, Standard(ObjectiveConfig()), config)
+        losses[weight] = distiller.generator_loss(z, operator, operator, torch.zeros(4), sigma, torch.Generator().manual_seed(3))
+    _, eps = (randn_like(z, again) for again in [torch.Generator().manual_seed(3)] for _ in range(2))  # measurement noise first
+    x_t = z @ START.T + sigma[:, None, None, None] * eps
+    residual = (z @ START.T - Linear(COVARIANCE)(x_t, sigma)).abs().flatten(1).mean(1)
+    c_out = sigma * 0.5 / (sigma**2 + 0.25).sqrt()
+    assert torch.allclose(losses["level"] * c_out, losses["residual"] * residual)
 
 
 def test_gradient_flows_through_everything_but_the_weight(generator):

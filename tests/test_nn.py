@@ -297,3 +297,24 @@ def test_monai_says_what_to_install(package: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"{package}.*pip install monai einops"):
         MonaiUNet(2, 2)
+
+
+def test_checkpointing_computes_blocks_again_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    whole = Block._compute
+    monkeypatch.setattr(Block, "_compute", lambda self, x, emb: calls.append(1) or whole(self, x, emb))
+    gradients, counts = [], []
+    weights = perturbed(small()).state_dict()
+    for checkpointing in (False, True):
+        network = small(checkpointing=checkpointing).double()
+        network.load_state_dict(weights)
+        calls.clear()
+        network(normal(2, 3, 24, 24), normal(2)).square().sum().backward()
+        gradients.append([p.grad for p in network.parameters()])
+        counts.append(len(calls))
+    assert counts[1] == 2 * counts[0]
+    assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True) if a is not None and b is not None)
+    with torch.no_grad():
+        calls.clear()
+        network(normal(2, 3, 24, 24), normal(2))
+    assert len(calls) == counts[0]

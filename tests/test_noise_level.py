@@ -8,6 +8,7 @@ import pytest
 import torch
 from commands import run_command
 
+from rsdmri.errors import UserError
 from rsdmri.mri.fourier import ifft2c, rss
 from rsdmri.mri.masks import draw_columns
 from rsdmri.mri.phantoms import draw
@@ -22,7 +23,7 @@ from rsdmri_natural.faces import draw_faces
 
 
 def test_the_constants_are_those_of_the_normal_law(generator):
-    samples = 0.3 * randn((200, 200), torch.complex128, generator)
+    samples = 0.3 * randn((4, 100, 100), torch.complex128, generator)
     assert of_samples({"all": samples}).std == pytest.approx(0.3, rel=0.01)
     images = 0.2 * torch.randn(20, 1, 64, 64, generator=generator)
     assert of_images(images).std == pytest.approx(0.2, rel=0.02)
@@ -31,18 +32,18 @@ def test_the_constants_are_those_of_the_normal_law(generator):
 
 
 def test_the_place_with_the_least_signal_is_taken_if_it_is_large_enough(generator):
-    weak, strong, few = (randn((n,), torch.complex128, generator) for n in (2000, 2000, 50))
+    weak, strong, few = (randn((1, 1, n), torch.complex128, generator) for n in (2000, 2000, 50))
     level = of_samples({"strong": 3 * strong, "weak": weak, "few": 0.1 * few})
     assert (level.source, level.estimated) == ("weak", True)
-    assert of_samples({"few": few, "fewer": 0.1 * few[:20]}).source == "few"
-    assert of_samples({"zeros": torch.cat([torch.zeros(3000), weak])}).std == pytest.approx(1, rel=0.05)
+    assert of_samples({"few": few, "fewer": 0.1 * few[..., :20]}).source == "few"
+    assert of_samples({"zeros": torch.cat([torch.zeros(1, 1, 3000), weak], -1)}).std == pytest.approx(1, rel=0.05)
     with pytest.raises(ValueError, match="no samples"):
-        of_samples({"zeros": torch.zeros(9, dtype=torch.complex64)})
+        of_samples({"zeros": torch.zeros(1, 3, 3, dtype=torch.complex64)})
 
 
 def test_only_what_was_estimated_among_strong_signal_is_a_bound():
     assert NoiseLevel(0.1, "ends of the readout", estimated=True).bound(1.1)
-    assert not NoiseLevel(0.1, "ends of the readout", estimated=True).bound(0.9)
+    assert not NoiseLevel(0.1, "ends of the readout", estimated=True).bound(0.8)
     assert not NoiseLevel(0.1, "noise scans", estimated=False).bound(100)
 
 
@@ -134,3 +135,35 @@ def test_auto_is_for_measured_photographs(capsys):
     with pytest.raises(SystemExit, match="2"):
         run_command(NATURAL, "prepare", "--data.images", "x", "--data.noise-std", "auto")
     assert "data.measured" in capsys.readouterr().err
+
+
+def test_coils_of_unequal_noise(tmp_path, generator):
+    """What the engine models is one level for all coils: the root mean square."""
+    clean = draw(0, 0, 4, 8, (64, 64)).to(torch.complex128)
+    std = float(torch.quantile(rss(ifft2c(clean), 1).flatten(), 0.99)) / 2
+    of_coils = std * torch.tensor([0.3, 0.3, 0.3, 0.3, 1.0, 1.0, 2.0, 2.0])[:, None, None]
+    level = noise_level(scan_of(tmp_path, clean + of_coils * randn_like(clean, generator)), "auto")
+    assert level.std == pytest.approx(float(of_coils.square().mean().sqrt()), rel=0.05)
+
+
+def test_grey_photographs_stored_as_colours(faces, generator):
+    grey = faces.mean(1, keepdim=True)
+    std = float(grey.std()) / 2
+    noisy = (grey + std * torch.randn(grey.shape, generator=generator)).expand(-1, 3, -1, -1)
+    assert of_images(noisy).std == pytest.approx(std, rel=0.1)
+
+
+def test_compressed_photographs_are_refused(faces, generator):
+    """Half-resolution colours hold no noise at the finest scale: nearly zero would be found."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    noisy = (faces + float(faces.std()) / 3 * torch.randn(faces.shape, generator=generator)).clamp(-1, 1)
+    pixels = []
+    for image in ((noisy[:60] + 1) * 127.5).round().byte().movedim(1, -1).numpy():
+        content = BytesIO()
+        Image.fromarray(image).save(content, "JPEG", quality=90)
+        pixels.append(np.asarray(Image.open(content)))
+    with pytest.raises(UserError, match="compressed"):
+        of_images(torch.from_numpy(np.stack(pixels)).movedim(-1, 1) / 127.5 - 1)

@@ -134,7 +134,7 @@ def test_a_training_whose_learning_rate_falls_to_its_end_is_not_lengthened(place
     out = ["--out", tmp_path / "falling", "--pretrain.decay"]
     run("pretrain", *flags(place), *out, "--pretrain.images", "32")
     run("pretrain", *flags(place), *out, "--pretrain.images", "64", code=1)
-    assert "decay_ends: 32 then, 64 now" in capsys.readouterr().err
+    assert "pretrain.decay fixes: 32 then, 64 now" in capsys.readouterr().err
 
 
 def test_dropout_is_a_function_of_the_step(place, tmp_path):
