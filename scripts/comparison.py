@@ -25,6 +25,7 @@ from rsdmri.files import read_json, write_json
 from rsdmri.generation import read_samples
 from rsdmri.training import read_log
 
+PLACES = ("kspace", "maps", "references", "images")  # fields of the data sections
 ROWS = ("observation", "full", "teacher", "teacher+", "rsd")
 
 
@@ -69,8 +70,10 @@ def best(curve: dict[str, Any], images: int) -> str:
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
-    """What a result depends on."""
-    return {name: part for name, part in to_tree(experiment).items() if name not in ("runs", "device")}
+    """What a result depends on; not where the data lie."""
+    tree = {name: part for name, part in to_tree(experiment).items() if name not in ("runs", "device")}
+    tree["data"] = {name: value for name, value in tree["data"].items() if name not in PLACES}
+    return tree
 
 
 def finished(path: Path, experiment: Experiment) -> dict[str, Any] | None:
@@ -78,15 +81,9 @@ def finished(path: Path, experiment: Experiment) -> dict[str, Any] | None:
     if not path.exists():
         return None
     result = dict(read_json(path))
-    if _paths_aside(result["settings"]) != _paths_aside(settings_of(experiment)):
+    if result["settings"] != settings_of(experiment):
         raise UserError(f"{path}: of other settings. Move it away, or take another folder with --results.")
     return result
-
-
-def _paths_aside(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without where the data lie."""
-    data = {name: value for name, value in settings["data"].items() if name not in ("kspace", "maps", "references", "images")}
-    return {**settings, "data": data}
 
 
 def compare(experiment: Experiment, domain: Domain, plus: float, n: int, path: Path) -> dict[str, Any]:
