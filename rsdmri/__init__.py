@@ -63,11 +63,12 @@ def load(run: Path | str, weights: Path | None = None) -> "Model":
     """
     from . import pipeline, settings
     from .errors import UserError
+    from .generation import is_imported
     from .mri.config import MRIExperiment
     from .mri.domain import MRI
 
     config = Path(run) / "config.yaml"
-    if (Path(run) / "import.json").exists():
+    if is_imported(Path(run)):
         raise UserError(
             f"{run}: an imported network has no data of its own; rsdmri.pipeline.load(run, domain, experiment) takes those of an experiment"
         )

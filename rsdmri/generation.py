@@ -85,12 +85,15 @@ def open_model(run: Path, domain: Domain, experiment: Any, device: torch.device,
             f"{run}: no finished run here (no model.json). Make one: {domain.program}pretrain, then {domain.program}distill"
         )
     denoiser, description = load_model(run, weights)
-    check_images(run, description, domain)
     return Model(run, denoiser.to(device), description, law_of_run(run, description, domain, experiment), experiment, device)
 
 
 def law_of_run(run: Path, description: Description, domain: Domain, experiment: Any, check: bool = False) -> Law:
-    """The law of a run's data; of an imported network, which has none, that of the experiment. ``check``: they must agree."""
+    """The law of a run's data; of an imported network, which has none, that of the experiment. ``check``: they must agree.
+
+    A :class:`UserError` if the network makes images of another kind than the application's.
+    """
+    _check_images(run, description, domain)
     if not is_imported(run):
         return domain.law(run / "operators.h5", experiment if check else None)
     law = domain.configured_law(experiment)
@@ -110,7 +113,7 @@ def is_imported(run: Path) -> bool:
     return (run / "import.json").exists()
 
 
-def check_images(run: Path, description: Description, domain: Domain) -> None:
+def _check_images(run: Path, description: Description, domain: Domain) -> None:
     """A :class:`UserError` if a network makes images of another kind than an application's."""
     if (description.channels, description.complex_images) != (domain.channels, domain.complex_images):
         kinds = [

@@ -21,7 +21,7 @@ from .domain import Domain, Law, Size
 from .errors import UsageError, UserError
 from .evaluation import Evaluator, build_evaluator
 from .files import read_json, write_json
-from .generation import Model, check_images, is_imported, law_of_run, open_model, read_samples, write_samples
+from .generation import Model, is_imported, law_of_run, open_model, read_samples, write_samples
 from .grids import save_grid
 from .metrics.compare import MIN_IMAGES
 from .objectives import Objective, build_objective
@@ -86,7 +86,6 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     f_phi, described = load_model(run, weights)
     if described.role != "teacher":
         raise UserError(f"{run}: holds a {described.role}; a teacher is needed to distil from")
-    check_images(run, described, domain)
     law = law_of_run(run, described, domain, experiment, check=True)
     if experiment.objective != described.objective:
         raise UserError(
@@ -104,7 +103,7 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     f_psi, g = (copied(f_phi, config.dropout) for _ in range(2))
     distiller = Distiller(f_phi, f_psi, Generator(g, config.sigma_init), objective, config)
     inputs = {"teacher": weights or run / "model.safetensors"}
-    if (run / "operators.h5").exists():
+    if not is_imported(run):
         inputs["operators"] = run / "operators.h5"
     open_run(out, experiment, ("objective", "distill", "data"), inputs, _ends("distill", config))
     if _finished(out, config.images):

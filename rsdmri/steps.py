@@ -80,8 +80,8 @@ class PretrainStep:
         self.model.train()
         samples = batch_of(list(self.data.buckets.values()), self.seed, images // config.batch, config.batch)
         obs = self.data.batch(samples).to(generator.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * rise(images + config.batch, config.warmup) * fall(images + config.batch, config)
+        seen = images + config.batch
+        set_rate(self.optimizer, config.lr * rise(seen, config.warmup) * fall(seen, config))
         sigma = self.objective.levels(obs.noise_std, generator)
         loss = self.objective.loss(self.model, obs, sigma, generator, augment=config.augment).mean()
         return {"loss": loss, "gradient": descend(self.optimizer, loss, config.clip)}
@@ -92,6 +92,12 @@ class PretrainStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         load_adam_state(self.optimizer, state["adam"])
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 def rise(images: int, warmup: int) -> float:
@@ -120,9 +126,8 @@ class DistillStep:
         distiller, config = self.distiller, self.config
         n = config.batch
         values: dict[str, Tensor] = {}
-        for optimizer, lr in ((self.adam_fake, config.lr_fake), (self.adam_generator, config.lr_generator)):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * fall(images + n, config)
+        set_rate(self.adam_fake, config.lr_fake * fall(images + n, config))
+        set_rate(self.adam_generator, config.lr_generator * fall(images + n, config))
         # Dropout is active only in a network's own step (SiD).
         if config.divergence != "sds":
             distiller.fake.requires_grad_(True).train()

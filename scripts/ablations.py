@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from comparison import cell, compare, curve, finished, lengthened, settings_of, values
+from comparison import cell, compare, curve, finished, job_parser, settings_of, values
 from reproduce_small import draw_scans, experiment_of
 
 from rsdmri import pipeline
@@ -75,15 +75,13 @@ def changed(experiment: Experiment, variant: Variant, name: str) -> Experiment:
 
 def distilled(name: str, variant: Variant, seed: int, options: argparse.Namespace) -> None:
     """One (variant, seed)."""
-    row, domain, n = experiment_of(variant.row, seed, options.runs, options.images)
+    own = bool(variant.objective or variant.data)
+    row, domain, n = experiment_of(variant.row, seed, options.runs, options.images, **({"plus": 1.0} if own else {}))
     path = options.results / f"{name}-seed{seed}.json"
-    if variant.objective or variant.data:
-        one = lengthened(
-            dataclasses.replace(row, pretrain=dataclasses.replace(row.pretrain, images=row.pretrain.images // 2)), 1.0, 3
-        )
+    if own:
         # The standard way has no noise to stop at.
         stop = 0.0 if variant.objective == STANDARD else row.sample.stop
-        one = dataclasses.replace(one, sample=dataclasses.replace(row.sample, stop=stop))
+        one = dataclasses.replace(row, sample=dataclasses.replace(row.sample, stop=stop))
         compare(changed(one, variant, f"{name}-seed{seed}"), domain, 1.0, n, path)
         return
     base = options.results / f"{row.name}.json"
@@ -127,15 +125,10 @@ def table(folder: Path) -> str:
 
 def main() -> int:
     """Runs the jobs that are asked for, then prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="photographs of faces, with the splits train and test")
+    parser = job_parser(__doc__)
     parser.add_argument(
         "--variants", nargs="+", choices=[*VARIANTS], default=[*VARIANTS], metavar="NAME", help=f"of {', '.join(VARIANTS)}"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce-small"), help="where the trainings lie")
-    parser.add_argument("--results", type=Path, default=Path("docs/reproduce_small"), help="where the JSON of each job goes")
-    parser.add_argument("--table", action="store_true", help="train nothing, print what there is")
     options = parser.parse_args()
     if not options.table:
         if any(VARIANTS[name].row.startswith("mri") for name in options.variants):

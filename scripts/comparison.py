@@ -9,6 +9,7 @@ goes on.
 Teachers of noisy data stop at the level of the noise (Ambient-Truncated); ``full`` are the same ones, sampled down to zero (Ambient-Full).
 """
 
+import argparse
 import dataclasses
 import statistics
 from collections.abc import Sequence
@@ -27,6 +28,17 @@ from rsdmri.training import read_log
 
 PLACES = ("kspace", "maps", "references", "images")  # fields of the data sections
 ROWS = ("observation", "full", "teacher", "teacher+", "rsd")
+
+
+def job_parser(about: str | None) -> argparse.ArgumentParser:
+    """The options of every script of resumable jobs."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="photographs of faces, with the splits train and test")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce-small"), help="where the trainings lie")
+    parser.add_argument("--results", type=Path, default=Path("docs/reproduce_small"), help="where the JSON of each job goes")
+    parser.add_argument("--table", action="store_true", help="train nothing, print what there is")
+    return parser
 
 
 def lengthened(experiment: Experiment, plus: float, kept: int) -> Experiment:

@@ -7,7 +7,6 @@ Photographs are 16 x 16, drawn heads 32 x 32 with eight coils. Each (row, seed) 
 what is done is read. ``--table`` prints what there is. What is fair is said in comparison.py.
 """
 
-import argparse
 import dataclasses
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from comparison import ROWS, cell, compare, lengthened, remarks, values, verdict
+from comparison import ROWS, cell, compare, job_parser, lengthened, remarks, values, verdict
 
 from rsdmri.config import Experiment
 from rsdmri.domain import Domain
@@ -42,15 +41,15 @@ ACCELERATIONS = {"mri_r2": (2.0, 4), "mri_r4": (4.0, 4), "mri_r8": (8.0, 2)}
 PLUS = 2.0  # length of teacher+ in lengths of the teacher
 
 
-def experiment_of(row: str, seed: int, runs: Path, images: Path | None) -> tuple[Experiment, Domain, int]:
-    """The small experiment of a row, its application, and how many images a side are compared."""
+def experiment_of(row: str, seed: int, runs: Path, images: Path | None, plus: float = PLUS) -> tuple[Experiment, Domain, int]:
+    """The small experiment of a row, its application, and how many images a side are compared; ``plus`` is the length of teacher+."""
     common: dict[str, Any] = {"name": f"{row}-seed{seed}", "runs": runs, "seed": seed}
     if row in ACCELERATIONS:
         base = load_experiment(MRIExperiment, ["mri/phantoms_small"])
         accel, acs = ACCELERATIONS[row]
         where: dict[str, Any] = {"kspace": (runs / "kspace",), "maps": runs / "espirit"}
         scans = dataclasses.replace(base.data, accel=accel, acs=acs, **where)
-        return lengthened(dataclasses.replace(base, data=scans, **common), PLUS, 4), MRI(), 400
+        return lengthened(dataclasses.replace(base, data=scans, **common), plus, 4), MRI(), 400
     faces = load_experiment(NaturalExperiment, ["natural/faces_small"])
     fields, objective = NATURAL[row]
     experiment = dataclasses.replace(
@@ -60,7 +59,7 @@ def experiment_of(row: str, seed: int, runs: Path, images: Path | None) -> tuple
         sample=dataclasses.replace(faces.sample, stop=fields.get("noise_std", 0.0)),
         **common,
     )
-    return lengthened(experiment, PLUS, 4), Natural(), 500
+    return lengthened(experiment, plus, 4), Natural(), 500
 
 
 def draw_scans(runs: Path) -> None:
@@ -98,15 +97,10 @@ def table(folder: Path, rows: Sequence[str]) -> str:
 def main() -> int:
     """Runs the jobs that are asked for, then prints the table."""
     rows = [*NATURAL, *ACCELERATIONS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="photographs of faces, with the splits train and test")
+    parser = job_parser(__doc__)
     parser.add_argument(
         "--rows", nargs="+", choices=rows, default=rows, metavar="ROW", help=f"of {', '.join(rows)}; default: all"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce-small"), help="where the trainings lie")
-    parser.add_argument("--results", type=Path, default=Path("docs/reproduce_small"), help="where the JSON of each job goes")
-    parser.add_argument("--table", action="store_true", help="train nothing, print what there is")
     options = parser.parse_args()
     if not options.table:
         if options.images is None and set(options.rows) & NATURAL.keys():

@@ -108,14 +108,15 @@ def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator
         if not scale > 0:
             raise UserError(f"{file}: slice {number} has no signal in its ACS lines; without them it cannot be scaled")
         coils = sensitivities[number]
+        scaled = dataclasses.replace(level, std=scan.noise_std / scale)
         yield Slice(
             name=f"{scan.name}/{number}",
             kspace=measured / scale,
             mask=mask,
             maps=coils,
             scale=scale,
-            noise_std=scan.noise_std / scale,
-            noise_bound=level.bound(level.std * scale / scan.noise_std) if scan.noise_std > 0 else False,
+            noise_std=scaled.std,
+            noise_bound=scaled.bound(1.0),  # the scale is the signal's
             calib=maps.calib,
             image=combine(coils[None], ifft2c(kspace[number][None]))[0, 0] / scale if scan.fully_sampled else None,
         )
