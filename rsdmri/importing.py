@@ -50,20 +50,15 @@ def import_checkpoint(path: Path, out: Path, options: ImportConfig) -> Path:
         description, tensors = convert(checkpoint, options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    denoiser = description.build()
-    denoiser.network.load_state_dict(tensors, strict=True)
+    with torch.device("meta"):  # its fresh weights would be drawn for nothing
+        denoiser = description.build()
+    denoiser.network.load_state_dict(tensors, strict=True, assign=True)
+    kind, count = checkpoint.class_name or "a state dict", sum(tensor.numel() for tensor in tensors.values())
+    # First: a model without it would be taken for one that was trained here.
+    write_json(out / "import.json", {"file": str(path), "sha256": sha256(path), "class": kind, "parameters": count})
     save_model(out, denoiser, description)
-    write_json(
-        out / "import.json",
-        {
-            "file": str(path),
-            "sha256": sha256(path),
-            "class": checkpoint.class_name or "a state dict",
-            "parameters": sum(tensor.numel() for tensor in tensors.values()),
-        },
-    )
     print(
-        f"import: {sum(t.numel() for t in tensors.values()):,} parameters of {checkpoint.class_name or 'a state dict'};"
+        f"import: {count:,} parameters of {kind};"
         f" {description.role}, {description.objective.kind}, {description.size[0]} x {description.size[1]},"
         f" {'complex' if description.complex_images else f'{description.channels} channels'}",
         file=sys.stderr,

@@ -18,10 +18,7 @@ from .errors import UserError
 
 MOST_OPCODES = 5_000_000  # the public checkpoints have some ten thousand
 LONGEST_NAME = 80  # letters of a name that an error shows
-CONSTANTS: dict[str, Any] = {
-    **{"NONE": None, "NEWTRUE": True, "NEWFALSE": False},
-    **{"EMPTY_TUPLE": ()},
-}
+CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 VALUES = {
     *("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
@@ -50,10 +47,10 @@ class PlainDict(dict[Any, Any]):
 
 
 class Named:
-    """A name that the file asked for, and what is made when it is called."""
+    """What a name that the file asked for makes when it is called."""
 
-    def __init__(self, name: str, make: Callable[..., Any]) -> None:
-        self.name, self.make = name, make
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self.make = make
 
 
 class _Mark:
@@ -168,7 +165,7 @@ class _Machine:
         make = self.table(full)
         if make is None:
             raise UserError(f"refused: it asks for {plain(full)}, which is not needed for numbers; nothing was run")
-        return Named(full, make)
+        return Named(make)
 
 
 def _of(value: Any, kind: Any) -> Any:

@@ -70,6 +70,7 @@ class Store:
         self.columns: dict[str, dict[str, list[Any]]] = {}
         # Of each slice: columns, those measured, whether the scan came undersampled, lines that its maps saw.
         self.facts: list[tuple[int, int, bool, int]] = []
+        self.noise: list[tuple[float, bool]] = []  # of each slice, and whether that is an upper bound
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.counts = torch.zeros(1 << (32 - LOST_BITS), dtype=torch.int64)  # of observed magnitudes
 
@@ -86,6 +87,7 @@ class Store:
         for field, values in columns.items():
             values.append(getattr(item, field))
         self.items.append((name, item.name))
+        self.noise.append((item.noise_std, item.noise_bound))
         self.facts.append((width, int(item.mask.sum()), item.own_mask, item.calib))
         magnitude = combine(item.maps[None], ifft2c(item.kspace[None])).abs().float().flatten()
         self.counts += torch.bincount(magnitude.view(torch.int32) >> LOST_BITS, minlength=len(self.counts))
@@ -98,8 +100,7 @@ class Store:
         if own:
             came = f"{len(own)} of {len(self.items)} slices came undersampled and keep their masks"
             lines.append(f"{came} (R = {_range(own)}); data.accel is {asked:g}")
-        stds = [std for columns in self.columns.values() for std in columns["noise_std"]]
-        bounds = sum(sum(columns["noise_bound"]) for columns in self.columns.values())
+        stds, bounds = [std for std, _ in self.noise], sum(bound for _, bound in self.noise)
         noise = f"noise {np.median(stds):.3g} of the signal (data.noise_std gives it)"
         lines.append(f"{noise}; an upper bound in {bounds} of {len(stds)} slices, whose signal is strong" if bounds else noise)
         if len(self.sizes) > 1:
