@@ -1,10 +1,12 @@
 """Many files, several processes: what fails is named at the end, what is done is skipped, what works goes on."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from traceback import extract_tb
@@ -28,6 +30,26 @@ class FilesFailed(UserError):
         others = ", the others are done" if len(errors) < total else ""
         super().__init__("\n".join([f"{len(errors)} of {total} {unit} failed{others}:", *errors.values()]))
         self.errors, self.results = errors, results
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one input: a few words for the progress line, and what its user should know at the end."""
+
+    text: str
+    warnings: tuple[str, ...] = ()
+
+
+def short(outcome: Outcome) -> str:
+    """The words for the progress line."""
+    return outcome.text
+
+
+def say_warnings(stage: str, outcomes: Mapping[Any, Outcome]) -> None:
+    """Everything that the users of these inputs should know, on standard error."""
+    for item, outcome in outcomes.items():
+        for warning in outcome.warnings:
+            print(f"{stage}: {item}: {warning}", file=sys.stderr)
 
 
 def default_shard(environment: Mapping[str, str]) -> str:

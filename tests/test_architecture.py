@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import from rows above its own, and from its own row.
 ROWS = [
     {"errors", "files", "progress", "config", "tensors", "arrays", "unpickling", "grids", "pictures"},
-    {"settings", "operators", "noise", "noise_level", "foreign", "nn"},
+    {"settings", "operators", "noise", "noise_level", "foreign", "solvers", "nn"},
     {"observations", "denoiser", "augmentation"},
     {"objectives", "sampling", "metrics"},
     {"distillation", "theory", "checkpoints"},

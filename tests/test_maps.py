@@ -154,7 +154,7 @@ def test_maps_of_an_undersampled_scan_have_no_residual(tmp_path):
 
 def test_two_scans_of_one_name(scans, tmp_path):
     shutil.copytree(scans, tmp_path / "other")
-    with pytest.raises(UserError, match="have the same name, and their maps would overwrite each other"):
+    with pytest.raises(UserError, match="have the same name, and what is made of them would overwrite each other"):
         estimate_files([scans, tmp_path / "other"], tmp_path / "maps", CONFIG)
     assert not (tmp_path / "maps").exists()
 

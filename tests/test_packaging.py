@@ -16,7 +16,19 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-VERBS = ("simulate", "check", "espirit", "prepare", "pretrain", "distill", "sample", "evaluate", "report", "import")
+VERBS = (
+    "simulate",
+    "check",
+    "espirit",
+    "reconstruct",
+    "prepare",
+    "pretrain",
+    "distill",
+    "sample",
+    "evaluate",
+    "report",
+    "import",
+)
 NEEDED = {
     *("torch", "numpy", "scipy", "h5py", "safetensors", "sigpy", "fastmri", "requests", "monai", "einops"),
     *("scikit-image", "pywavelets", "pydantic", "tyro", "pyyaml", "rich", "jinja2", "pillow"),

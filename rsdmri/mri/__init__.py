@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .fourier import fft2c, ifft2c
     from .operators import MultiCoilMRI, combine
     from .readers import KSpace, read
+    from .reconstruction import l1_wavelet, sense
 
 _PLACES = {
     "KSpace": "readers",
@@ -20,10 +21,12 @@ _PLACES = {
     "espirit": "coils",
     "fft2c": "fourier",
     "ifft2c": "fourier",
+    "l1_wavelet": "reconstruction",
     "read": "readers",
+    "sense": "reconstruction",
 }
 
-__all__ = ["KSpace", "MultiCoilMRI", "combine", "espirit", "fft2c", "ifft2c", "read"]
+__all__ = ["KSpace", "MultiCoilMRI", "combine", "espirit", "fft2c", "ifft2c", "l1_wavelet", "read", "sense"]
 
 
 def __getattr__(name: str) -> Any:

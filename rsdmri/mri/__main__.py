@@ -13,7 +13,7 @@ import tyro
 
 from .. import cli, settings
 from ..errors import UsageError
-from .config import EspiritConfig, MRIExperiment, SimulateConfig
+from .config import EspiritConfig, MRIExperiment, ReconstructConfig, SimulateConfig
 
 if TYPE_CHECKING:
     from ..domain import Domain
@@ -41,6 +41,17 @@ class Espirit:
     out: Path
     """Folder of the maps, one <stem>.maps.h5 a file."""
     options: Annotated[EspiritConfig, tyro.conf.arg(name="")] = field(default_factory=EspiritConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct:
+    """Options of ``reconstruct``."""
+
+    paths: Paths
+    """Files or folders of multi-coil k-space."""
+    out: Path
+    """Folder of the images, one <stem>.h5 a file with `reconstruction` (slices, h, w), as fastMRI's leaderboard takes it."""
+    options: Annotated[ReconstructConfig, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +89,16 @@ def _espirit(options: Espirit) -> None:
     from .estimate import estimate_files
 
     estimate_files(list(options.paths), options.out, options.options)
+
+
+def _reconstruct(options: Reconstruct) -> None:
+    from ..jobs import ONE_THREAD
+
+    for name, value in ONE_THREAD.items():
+        os.environ.setdefault(name, value)
+    from .reconstruct import reconstruct_files
+
+    reconstruct_files(list(options.paths), options.out, options.options)
 
 
 def _domain() -> "Domain":
@@ -120,6 +141,12 @@ APPLICATION = cli.Application(
             _espirit,
             "scans/ --out runs/mri-r4/espirit",
         ),
+        "reconstruct": cli.Command(
+            "Reconstruct scans by L1-wavelet compressed sensing or SENSE, without a learned prior.",
+            Reconstruct,
+            _reconstruct,
+            "scans/ --maps runs/mri-r4/espirit --out l1",
+        ),
         **cli.experiment_commands(MRIExperiment, _domain),
     },
 )
@@ -133,6 +160,7 @@ def main(verb: str | None = None) -> None:
 simulate = partial(main, "simulate")
 check = partial(main, "check")
 espirit = partial(main, "espirit")
+reconstruct = partial(main, "reconstruct")
 prepare = partial(main, "prepare")
 pretrain = partial(main, "pretrain")
 distill = partial(main, "distill")

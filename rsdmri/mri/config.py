@@ -142,3 +142,55 @@ class EspiritConfig:
         require(self.slurm >= 0, "slurm must not be negative")
         require(self.sets == 1 or self.backend == "torch", "two sets of maps need the backend 'torch'")
         require(self.iterations >= 1 and self.workers >= 0, "iterations must be at least 1, workers not negative")
+
+
+@section
+class ReconstructConfig:
+    """Images from k-space without a learned prior."""
+
+    maps: Path
+    """Folder of <stem>.maps.h5, as rsdmri-espirit writes them."""
+    method: Literal["l1", "sense"] = "l1"
+    """l1: compressed sensing with wavelets (Lustig et al. 2007); sense: least squares (Pruessmann et al. 2001)."""
+    backend: Literal["torch", "sigpy"] = "torch"
+    """l1 only: ours, or sigpy's L1WaveletRecon, which is slower."""
+    accel: float | None = None
+    """Undersample fully sampled scans so much before, as rsdmri-prepare would; by default scans stay as they are."""
+    acs: int | None = None
+    """Autocalibration lines that --accel keeps; by default round(W / 16)."""
+    mask: Literal["random", "equispaced", "fastmri_random", "fastmri_equispaced"] = "random"
+    """How --accel chooses columns (data.mask)."""
+    seed: int = 0
+    """Seed of these masks; each is a function of it and of the volume's name."""
+    lam: float | Literal["auto"] | None = None
+    """Weight of the penalty; l1: relative to the largest magnitude of A^H y, by default 5e-4 or, from R = 5 on, 7e-4; sense: by default 0.
+    auto (l1): what best predicts a tenth of the columns of the middle slice that is held back."""
+    wavelet: str = "db4"
+    """An orthogonal wavelet of PyWavelets: haar, db2 to db38, sym2 to sym20, coif1 to coif17."""
+    levels: int | None = None
+    """Levels of the wavelet transform; by default as many as leave 16 pixels."""
+    iterations: int | None = None
+    """At most so many; by default 50, of sense 30, of sigpy 100."""
+    tolerance: float = 1e-3
+    """An image is finished when it changes by less than this part of its norm; sense: when that is left of the residual."""
+    nifti: bool = False
+    """Also write <stem>.nii.gz (extra [io])."""
+    dicom: bool = False
+    """Also write a folder <stem> of DICOM secondary captures, without anything about a patient (extra [io])."""
+    singlecoil: bool = False
+    """The scans are single-coil files (slices, H, W)."""
+    workers: int = 0
+    """Processes; 0: one a core."""
+    shard: str = ""
+    """i/n: only every n-th file, from the i-th; by default the part of this task in its SLURM array, else everything."""
+
+    def __post_init__(self) -> None:
+        require(self.accel is None or self.accel >= 1, "accel must be at least 1")
+        require(self.acs is None or self.acs >= 0, "acs must not be negative")
+        if isinstance(self.lam, float) and self.method == "l1":
+            require(self.lam > 0, "lam must be above 0 for l1; without a penalty, take --method sense")
+        require(not isinstance(self.lam, float) or self.lam >= 0, "lam must not be negative")
+        require(self.method == "l1" or (self.lam != "auto" and self.backend == "torch"), "lam auto and sigpy are for l1 alone")
+        require(self.levels is None or self.levels >= 1, "levels must be at least 1")
+        require(self.iterations is None or self.iterations >= 1, "iterations must be at least 1")
+        require(self.tolerance >= 0 and self.seed >= 0 and self.workers >= 0, "tolerance, seed and workers must not be negative")

@@ -7,11 +7,8 @@ tried again until the file or the parameters change, or ``--retry-failed`` asks 
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,13 @@ from torch import Tensor
 from ..config import to_tree
 from ..errors import UserError
 from ..files import write_text
-from ..jobs import FilesFailed, default_shard, run_files, shard
+from ..jobs import FilesFailed, Outcome, default_shard, run_files, say_warnings, shard, short
 from .coils import SMALLEST_CALIB, calibration_block, espirit, narrowest_block, residual
 from .config import EspiritConfig
 from .fourier import ifft2c
-from .maps import maps_path, scan_hash, write_maps
+from .maps import made_from, maps_path, scan_hash, write_maps
 from .masks import find_acs
-from .readers import KSpace, find_files, read
+from .readers import KSpace, find_files, read, require_own_names
 from .sheets import write_sheet
 
 DEFAULT = -1  # in a file of maps, for an option that was left to its default
@@ -41,14 +38,7 @@ def estimate_files(paths: Sequence[Path], out: Path, config: EspiritConfig) -> N
 
     Scans that fail do not stop the others; they are listed in the :class:`UserError` at the end.
     """
-    files = find_files(paths)
-    stems: dict[str, Path] = {}
-    for file in files:
-        other = stems.setdefault(file.stem, file)
-        if other != file:
-            raise UserError(
-                f"{other} and {file} have the same name, and their maps would overwrite each other: use two --out folders"
-            )
+    files = require_own_names(find_files(paths))
     if config.slurm:
         _submit(files, out, config)
         return
@@ -64,29 +54,15 @@ def estimate_files(paths: Sequence[Path], out: Path, config: EspiritConfig) -> N
             workers=config.workers,
             stage="espirit",
             done=partial(is_done, out=out, config=config),
-            note=_short,
+            note=short,
         )
     except FilesFailed as error:
         outcomes, failed = error.results, error.errors
-    for file, outcome in outcomes.items():
-        for warning in outcome.warnings:
-            print(f"espirit: {file}: {warning}", file=sys.stderr)
+    say_warnings("espirit", outcomes)
     _record(record, {**known, **failed}, mine, config)
     if known or failed:
         again = {file: f"{text} (failed before; --retry-failed tries it again)" for file, text in known.items()}
         raise FilesFailed({**failed, **again}, outcomes, len(mine), "files")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one scan."""
-
-    text: str
-    warnings: tuple[str, ...] = ()
-
-
-def _short(outcome: Outcome) -> str:
-    return outcome.text
 
 
 def _record(path: Path, failures: Mapping[Path, str], mine: Sequence[Path], config: EspiritConfig) -> None:
@@ -174,7 +150,7 @@ def estimate_file(path: Path, out: Path, config: EspiritConfig) -> Outcome:
             iterations=config.iterations,
             mask=scan.mask,
         )
-        attributes = _parameters(config) | _found(scan, config) | _source(path)
+        attributes = _parameters(config) | _found(scan, config) | made_from(path)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if scan.fully_sampled and valid.any():
@@ -203,7 +179,7 @@ def _write_ones(path: Path, scan: KSpace, out: Path, config: EspiritConfig) -> O
     """One coil sees everything alike."""
     valid = scan.kspace.flatten(1).any(1)
     maps = torch.ones_like(scan.kspace) * valid[:, None, None, None]
-    attributes = _parameters(config) | _source(path) | {"calib": 0}
+    attributes = _parameters(config) | made_from(path) | {"calib": 0}
     write_maps(maps_path(out, path), maps, maps[:, 0].real, valid, attributes)
     return _outcome(path, scan, valid, 0)
 
@@ -233,11 +209,3 @@ def _found(scan: KSpace, config: EspiritConfig) -> dict[str, Any]:
     _, lines = find_acs(scan.kspace, scan.mask)
     block, _ = calibration_block(scan.kspace, scan.mask, config.calib, narrowest_block(config.backend, config.kernel))
     return {"acs_first": lines.start, "acs_lines": lines.stop - lines.start, "calib": block.stop - block.start}
-
-
-def _source(path: Path) -> dict[str, Any]:
-    try:
-        release = version("rsdmri")
-    except PackageNotFoundError:  # run from a folder that was not installed
-        release = "unknown"
-    return {"rsdmri": release, "source_size": path.stat().st_size, "source_sha256": scan_hash(path)}

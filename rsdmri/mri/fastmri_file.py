@@ -5,6 +5,7 @@
 ``ismrmrd_header`` may be absent. ``patient_id`` is never read.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def open_fastmri(path: Path, file: h5py.File, singlecoil: bool) -> Source:
             part = _complex(part[..., 0], part[..., 1])
         return to_complex64(path, part[:, None] if len(shape) == 3 else part, slices)
 
-    header = _header(file)
+    text = _header(file)
+    header = parse_header(text)
     targets = [file[name] for name in TARGETS if isinstance(file.get(name), h5py.Dataset)]
     target = next((found.shape[-2:] for found in targets if found.ndim >= 2), None)
     return Source(
@@ -65,6 +67,7 @@ def open_fastmri(path: Path, file: h5py.File, singlecoil: bool) -> Source:
         target=None if target is None else (int(target[0]), int(target[1])),
         noise_std=_noise_std(path, file),
         noise_covariance=_noise_covariance(path, file, 1 if len(shape) == 3 else shape[1]),
+        voxel=parse_voxel(text),
     )
 
 
@@ -115,11 +118,29 @@ def parse_header(text: Any) -> dict[str, int]:
     return found
 
 
-def _header(file: h5py.File) -> dict[str, int]:
+def parse_voxel(text: Any) -> tuple[float, float, float] | None:
+    """Millimetres a voxel of the reconSpace in an ISMRMRD header, if it says them."""
     try:
-        return parse_header(np.ravel(file["ismrmrd_header"][()])[0])
+        root = ElementTree.fromstring(text)
+        space = "encoding/reconSpace"
+        fov, matrix = (
+            [float(root.findtext("/".join("{*}" + part for part in f"{space}/{of}/{axis}".split("/")), "")) for axis in "xyz"]
+            for of in ("fieldOfView_mm", "matrixSize")
+        )
+    except (ElementTree.ParseError, TypeError, ValueError):
+        return None
+    if not all(math.isfinite(value) and value > 0 for value in (*fov, *matrix)):
+        return None
+    x, y, z = (length / count for length, count in zip(fov, matrix, strict=True))
+    return x, y, z
+
+
+def _header(file: h5py.File) -> Any:
+    """The text of the ISMRMRD header, or what stands in its place."""
+    try:
+        return np.ravel(file["ismrmrd_header"][()])[0]
     except (KeyError, IndexError, TypeError, AttributeError):
-        return {}
+        return None
 
 
 def _mask(path: Path, file: h5py.File, matrix: tuple[int, ...]) -> NDArray[np.bool_] | None:

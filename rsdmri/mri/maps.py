@@ -8,6 +8,7 @@ unexplained (``residual``, of fully sampled scans), the version, and size and ha
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ def scan_hash(scan: Path) -> str:
     """The SHA-256 of a scan; of BART's pairs, of both files."""
     header = scan.with_suffix(".hdr")
     return sha256(scan) + (sha256(header) if scan.suffix == ".cfl" and header.exists() else "")
+
+
+def made_from(scan: Path) -> dict[str, Any]:
+    """What a file that was made from a scan says of its origin: our version, and size and hash of the scan."""
+    try:
+        release = version("rsdmri")
+    except PackageNotFoundError:  # run from a folder that was not installed
+        release = "unknown"
+    return {"rsdmri": release, "source_size": scan.stat().st_size, "source_sha256": scan_hash(scan)}
 
 
 def maps_path(folder: Path, scan: Path) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .fastmri_file import parse_header
+from .fastmri_file import parse_header, parse_voxel
 from .source import Source, to_complex64
 
 # Bits of the flags, counted from 1 as in the standard.
@@ -34,7 +34,8 @@ def is_mrd(file: h5py.File) -> bool:
 def open_mrd(path: Path, file: h5py.File) -> Source:
     """The scan of an ISMRMRD file: Cartesian, two-dimensional, of several coils."""
     try:
-        header = parse_header(np.ravel(file["dataset/xml"][()])[0])
+        text = np.ravel(file["dataset/xml"][()])[0]
+        header = parse_header(text)
         records = file["dataset/data"][()]
         heads, samples = records["head"], records["data"]
         flags, index = heads["flags"], heads["idx"]
@@ -77,6 +78,7 @@ def open_mrd(path: Path, file: h5py.File) -> Source:
         mask=measured,
         noise_covariance=_covariance(heads, samples, np.flatnonzero(_has(flags, NOISE)), int(imaging[0]), float(averages.mean())),
         notes=tuple(notes),
+        voxel=parse_voxel(text),
     )
 
 

@@ -99,7 +99,7 @@ def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator
     assert scan.noise_std is not None
     kspace, width = scan.kspace, scan.kspace.shape[-1]
     acs = kept_acs(width, experiment.data.acs)
-    mask = _mask(scan, width, acs, experiment)
+    mask = mask_of(scan, width, acs, experiment)
     for number in range(len(kspace)):
         if not maps.valid[number]:
             continue
@@ -130,7 +130,7 @@ def _scale(measured: Tensor, acs: int) -> float:
     return float(torch.quantile(rss(ifft2c(low), 0), 0.99))
 
 
-def _mask(scan: KSpace, width: int, acs: int, experiment: MRIExperiment) -> Tensor:
+def mask_of(scan: KSpace, width: int, acs: int, experiment: MRIExperiment) -> Tensor:
     """The mask that a fully sampled scan is given, or the one that an undersampled scan came with."""
     if scan.mask.ndim != 1:
         raise UserError(f"{scan.path}: sampled in two directions; masks of whole columns (1-D Cartesian) are supported")

@@ -5,7 +5,7 @@ it is not zero. Columns that the header's encoding limits leave out were filled 
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,8 @@ class KSpace:
     format: str = "fastMRI"
     slices: int = 0
     """Of the file; ``kspace`` may hold fewer."""
+    voxel: tuple[float, float, float] | None = None
+    """Millimetres along H, W and the slice, of the image that the scanner shows, where the header says them."""
 
     @property
     def name(self) -> str:
@@ -87,6 +89,18 @@ def find_files(paths: Iterable[Path | str]) -> list[Path]:
     if not files:
         given = ", ".join(map(str, found)) or "nothing"
         raise UserError(f"no k-space among the files given ({given}): name files, or folders of them (data.kspace)")
+    return files
+
+
+def require_own_names(files: Sequence[Path]) -> Sequence[Path]:
+    """The files, none of which has the name of another but for its ending: what is made of each is named by it."""
+    stems: dict[str, Path] = {}
+    for file in files:
+        other = stems.setdefault(file.stem, file)
+        if other != file:
+            raise UserError(
+                f"{other} and {file} have the same name, and what is made of them would overwrite each other: use two --out folders"
+            )
     return files
 
 
@@ -187,6 +201,7 @@ def _scan(path: Path, source: Source, kspace: np.ndarray, singlecoil: bool) -> K
         noise_covariance=None if source.noise_covariance is None else torch.from_numpy(source.noise_covariance),
         format=source.format,
         slices=source.slices,
+        voxel=source.voxel,
     )
 
 

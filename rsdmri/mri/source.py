@@ -32,6 +32,8 @@ class Source:
     noise_covariance: NDArray[np.complex128] | None = None
     """(coils, coils), of the complex noise, in the units of k-space."""
     notes: tuple[str, ...] = ()
+    voxel: tuple[float, float, float] | None = None
+    """Millimetres along readout, phase encoding and slice, of the image that the scanner shows, where the header says them."""
 
 
 def is_swapped(matrix: tuple[int, ...], header: Mapping[str, int]) -> bool:

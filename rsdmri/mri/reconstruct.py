@@ -1,0 +1,171 @@
+"""The command ``rsdmri-reconstruct``: the images of many scans without a learned prior, in many processes, until all are there.
+
+What is done is skipped, by the content of the scan and the parameters.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+from torch import Tensor
+
+from ..config import ObjectiveConfig, to_tree
+from ..errors import UserError
+from ..jobs import Outcome, default_shard, run_files, say_warnings, shard, short
+from ..tensors import squared
+from .config import MRIData, MRIExperiment, ReconstructConfig
+from .export import write_dicom, write_nifti, write_reconstruction
+from .fourier import crop
+from .maps import Maps, made_from, read_maps, scan_hash
+from .masks import kept_acs
+from .operators import MultiCoilMRI
+from .prepare import mask_of
+from .readers import KSpace, find_files, read, require_own_names
+from .reconstruction import choose_lam, default_lam, l1_wavelet, sense, sigpy_l1_wavelet
+from .wavelets import Wavelet
+
+#: Options that do not change the images.
+FREE = ("workers", "shard", "maps", "nifti", "dicom")
+ITERATIONS = {"torch": 50, "sigpy": 100}
+
+
+def reconstruct_files(paths: Sequence[Path], out: Path, config: ReconstructConfig) -> None:
+    """Reconstructs every scan whose images are not there yet with these parameters; scans that fail do not stop the others."""
+    files = require_own_names(find_files(paths))
+    if out.resolve() in {file.parent.resolve() for file in files}:
+        raise UserError(f"--out {out}: the scans lie there, and their images have the same names. Choose another folder.")
+    if config.method == "l1":
+        Wavelet(config.wavelet, config.levels)  # a name that does not exist is said before hours of work
+    mine = shard(files, config.shard or default_shard(os.environ))
+    outcomes = run_files(
+        partial(reconstruct_file, out=out, config=config),
+        mine,
+        workers=config.workers,
+        stage="reconstruct",
+        done=partial(is_done, out=out, config=config),
+        note=short,
+    )
+    say_warnings("reconstruct", outcomes)
+    before = len(mine) - len(outcomes)
+    print(f"reconstruct: {len(outcomes)} scans now, {before} were there; images are in {out}", file=sys.stderr)
+
+
+def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcome:
+    """Reconstructs and writes one scan."""
+    scan = read(path, singlecoil=config.singlecoil)
+    maps = read_maps(config.maps, path)
+    maps.check_source(path)
+    if maps.maps.shape[-2:] != scan.kspace.shape[-2:] or len(maps.maps) != len(scan.kspace):
+        raise UserError(
+            f"{path}: k-space {tuple(scan.kspace.shape)} and its maps {tuple(maps.maps.shape)} differ; run rsdmri-espirit again"
+        )
+    try:
+        mask = _mask(scan, config)
+        images, lam = _images(scan, maps, mask, config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}".replace(f"{path}: {path}: ", f"{path}: ")) from None
+    volume = crop(images, scan.recon_size).numpy()
+    acceleration = _acceleration(scan, mask)
+    attributes = _parameters(config) | made_from(path) | {"lam": lam, "acceleration": acceleration}
+    if config.nifti:
+        write_nifti(out / f"{path.stem}.nii.gz", volume, scan.voxel)
+    if config.dicom:
+        _write_dicom(out / path.stem, volume, scan, f"{config.method}, R = {acceleration:.3g}, lambda {lam:g}")
+    write_reconstruction(_place(path, out), volume, attributes)  # last: what is there is complete
+    empty = int((~maps.valid).sum())
+    notes = (*scan.notes, *([f"{empty} slices without signal are zero"] if empty else []))
+    return Outcome(f"{path.stem}  R {acceleration:.3g}", notes)
+
+
+def _images(scan: KSpace, maps: Maps, mask: Tensor, config: ReconstructConfig) -> tuple[Tensor, float]:
+    """Magnitudes (slices, H, W), zero where there are no maps, and the weight that was taken."""
+    valid = maps.valid.nonzero().flatten()
+    shown = mask.reshape(1, 1, *((1, -1) if mask.ndim == 1 else mask.shape))
+    operator = MultiCoilMRI(maps.maps[valid], shown.expand(len(valid), *shown.shape[1:]))
+    y = operator.restrict(scan.kspace[valid])
+    images = torch.zeros(len(scan.kspace), *scan.kspace.shape[-2:], dtype=torch.float32)
+    if not len(valid):
+        return images, 0.0
+    lam = _lam(operator, y, _acceleration(scan, mask), config)
+    x = _solved(operator, y, lam, config) * operator.support()
+    images[valid] = squared(x).sum(1).sqrt()  # of two sets of maps, of both images
+    return images, lam
+
+
+def _lam(operator: MultiCoilMRI, y: Tensor, acceleration: float, config: ReconstructConfig) -> float:
+    if config.lam == "auto":
+        middle = len(y) // 2
+        return choose_lam(operator[middle : middle + 1], y[middle : middle + 1], Wavelet(config.wavelet, config.levels))
+    if config.lam is None:
+        return default_lam(acceleration) if config.method == "l1" else 0.0
+    return config.lam
+
+
+def _solved(operator: MultiCoilMRI, y: Tensor, lam: float, config: ReconstructConfig) -> Tensor:
+    if config.method == "sense":
+        return sense(operator, y, lam, config.iterations or 30, config.tolerance)
+    iterations = config.iterations or ITERATIONS[config.backend]
+    if config.backend == "sigpy":
+        if operator.maps.ndim == 5:
+            raise UserError("maps of two sets: the backend sigpy takes one. Take torch, or run rsdmri-espirit with --sets 1.")
+        return sigpy_l1_wavelet(operator, y, lam, config.wavelet, iterations)
+    return l1_wavelet(operator, y, lam, Wavelet(config.wavelet, config.levels), iterations, config.tolerance)
+
+
+def _mask(scan: KSpace, config: ReconstructConfig) -> Tensor:
+    """What is taken of the scan: all that it has, or the mask of an acceleration that is tried out on a fully sampled one."""
+    if config.accel is None:
+        return scan.mask
+    if not scan.fully_sampled:
+        raise UserError("undersampled already; leave --accel out")
+    data = MRIData(accel=config.accel, acs=config.acs, mask=config.mask)
+    experiment = MRIExperiment(data=data, objective=ObjectiveConfig(kind="standard"), seed=config.seed)
+    width = scan.kspace.shape[-1]
+    return mask_of(scan, width, kept_acs(width, config.acs), experiment)
+
+
+def _acceleration(scan: KSpace, mask: Tensor) -> float:
+    """Of what the protocol covers, over what was taken."""
+    whole = scan.encoded.expand(mask.shape).sum()
+    return float(whole / mask.sum())
+
+
+def _place(path: Path, out: Path) -> Path:
+    return out / f"{path.stem}.h5"
+
+
+def _write_dicom(folder: Path, volume: Any, scan: KSpace, made: str) -> None:
+    """A folder that appears whole."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    write_dicom(unfinished, volume, scan.voxel, made, scan_hash(scan.path))
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def is_done(path: Path, out: Path, config: ReconstructConfig) -> bool:
+    """Whether the images of this very file exist with these parameters, in every form that is asked for."""
+    wanted = [*([out / f"{path.stem}.nii.gz"] if config.nifti else []), *([out / path.stem] if config.dicom else [])]
+    try:
+        with h5py.File(_place(path, out), "r") as file:
+            attributes: Mapping[str, Any] = dict(file.attrs)
+        parameters = {**_parameters(config), "source_size": path.stat().st_size}
+        same = all(attributes.get(name) == value for name, value in parameters.items())
+        return same and all(place.exists() for place in wanted) and attributes.get("source_sha256") == scan_hash(path)
+    except OSError:  # no such file, or a broken one: made again
+        return False
+
+
+def _parameters(config: ReconstructConfig) -> dict[str, Any]:
+    """What the images depend on, as it was asked for."""
+    tree = {f"asked_{name}": value for name, value in to_tree(config).items() if name not in FREE}
+    return {name: "default" if value is None else value for name, value in tree.items()}
+
+
+__all__ = ["is_done", "reconstruct_file", "reconstruct_files"]
