@@ -93,16 +93,24 @@ IMPORT = Command(
 )
 
 
+def _on_experiment(kind: type[Experiment]) -> type[Any]:
+    """The options of a verb on an experiment: --data.accel, not --experiment.data.accel."""
+    fields = [("experiment", Annotated[kind, tyro.conf.arg(name="")])]
+    return dataclasses.make_dataclass("OnExperiment", fields, bases=(Common,), frozen=True, kw_only=True)
+
+
+def _with_field(base: type[Any], name: str, kind: Any, default: Any) -> type[Any]:
+    """These options and one more."""
+    fields = [(name, kind, dataclasses.field(default=default))]
+    return dataclasses.make_dataclass(name.title(), fields, bases=(base,), frozen=True, kw_only=True)
+
+
 def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) -> dict[str, Command]:
     """The verbs that every application has; ``domain`` imports and makes it when a verb runs."""
-    # --data.accel, not --experiment.data.accel
-    base = dataclasses.make_dataclass(
-        "OnExperiment", [("experiment", Annotated[kind, tyro.conf.arg(name="")])], bases=(Common,), frozen=True, kw_only=True
-    )
+    base = _on_experiment(kind)
 
     def with_field(name: str, kind: Any, default: Any) -> type[Any]:
-        fields = [(name, kind, dataclasses.field(default=default))]
-        return dataclasses.make_dataclass(name.title(), fields, bases=(base,), frozen=True, kw_only=True)
+        return _with_field(base, name, kind, default)
 
     def asked(help: str) -> Any:
         return tyro.conf.arg(help=help)
@@ -120,6 +128,9 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
 
     def distill(o: Any) -> None:
         _say(_pipeline().distill(o.experiment, domain(), o.out, o.teacher))
+
+    def em(o: Any) -> None:
+        _say(_baselines().em(o.experiment, domain(), o.out))
 
     def sample(o: Any) -> None:
         _say(_pipeline().sample(o.experiment, domain(), o.out, o.run) / "samples.h5")
@@ -148,6 +159,13 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
             distill,
             "--config mine.yaml --teacher runs/mine/pretrain",
             "distill",
+        ),
+        "em": Command(
+            "A rival: EM-Diffusion, from a few clean images and the corrupted observations.",
+            base,
+            em,
+            "--config mine.yaml --objective.kind standard --em.clean runs/clean/prepare/references.h5",
+            "em",
         ),
         "sample": Command(
             "Make images with the generator or the teacher.",
@@ -178,6 +196,28 @@ def _pipeline() -> Any:
     from . import pipeline  # torch comes with it
 
     return pipeline
+
+
+def _baselines() -> Any:
+    from . import baselines
+
+    return baselines
+
+
+def restore_command(kind: type[Experiment], domain: Callable[[], "Domain"]) -> Command:
+    """The verb of applications that make images of observations without a learned prior."""
+    workers = tyro.conf.arg(help="Processes; 0: one a core.")
+
+    def restore(o: Any) -> None:
+        _say(_baselines().restore(o.experiment, domain(), o.out, o.workers) / "images.h5")
+
+    return Command(
+        "A rival: reconstruct the prepared data, for a teacher of the results (L1-EDM).",
+        _with_field(_on_experiment(kind), "workers", Annotated[int, workers], 0),
+        restore,
+        "--config mri/l1_r4",
+        "restore",
+    )
 
 
 def _say(result: Path) -> None:

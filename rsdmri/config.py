@@ -96,10 +96,25 @@ class ObjectiveConfig:
     lowest: float = 0.0
     """Levels of training are drawn above this. Below about 0.02 the weight 1 / sigma^2 makes rare, huge losses, which a short
     training of a small network does not average out."""
+    learns_from: Literal["observations", "restored"] = "observations"
+    """restored: a teacher of the images that the verb restore made of the observations, taken for clean ones (L1-EDM); standard only."""
+    consistency: float = 0.0
+    """tweedie: weight of Ambient-Consistency (Daras et al. 2024), which teaches the levels below the measurement noise; DSD: 0.1, 1, 10."""
+    consistency_steps: int = 8
+    """Steps from the level of training down to a lower one, along which the network must agree with itself."""
+    consistency_samples: int = 32
+    """Images a batch that this is asked of."""
 
     def __post_init__(self) -> None:
         require(self.std > 0, "objective.std must be positive")
         require(self.lowest >= 0, "objective.lowest must not be negative")
+        require(
+            self.learns_from == "observations" or self.kind == "standard",
+            "objective.learns_from 'restored' needs kind 'standard'",
+        )
+        require(self.consistency >= 0, "objective.consistency must not be negative")
+        require(self.consistency == 0 or self.kind == "tweedie", "objective.consistency is for kind 'tweedie'")
+        require(self.consistency_steps >= 1 and self.consistency_samples >= 1, "objective.consistency_* must be at least 1")
 
 
 @section
@@ -269,6 +284,41 @@ class EvaluateConfig:
 
 
 @section
+class EMConfig:
+    """EM-Diffusion (Bai et al. 2024): a few clean images, then laps of drawing images given their observations and learning from them."""
+
+    clean: Path | None = None
+    """references.h5 of other data, prepared from scans or photographs that are clean: where the first model comes from."""
+    count: int = 50
+    """How many of these images are used, the first ones."""
+    laps: int = 4
+    """Laps after the first model."""
+    first: int = 30_000
+    """Images seen by the first model; the options are those of pretrain."""
+    lap: int = 30_000
+    """Images seen in the training of every lap, which goes on from the model before."""
+    method: Literal["mmps", "dps"] = "mmps"
+    """How images are drawn given their observation: mmps, moment matching (Rozet et al. 2024); dps, diffusion posterior sampling (Chung et
+    al. 2023)."""
+    sampler: Literal["heun", "ancestral"] = "heun"
+    """heun: as for teachers; ancestral: a fresh noise a level, as published with dps, whose draws vary too little unless levels are many."""
+    steps: int = 18
+    """Levels of the sampler, from sample.sigma_max to sample.sigma_min."""
+    iterations: int = 3
+    """mmps: conjugate-gradient steps a level."""
+    scale: float = 1.0
+    """dps: how far, in the norm of an image, a level moves its estimate towards the observation."""
+    noise_floor: float = 0.01
+    """mmps: observations count as at least so noisy."""
+
+    def __post_init__(self) -> None:
+        require(self.count >= 2 and self.laps >= 1, "em.count must be at least 2, em.laps at least 1")
+        require(self.first >= 1 and self.lap >= 1, "em.first and em.lap must be at least 1")
+        require(self.steps >= 2 and self.iterations >= 1, "em.steps must be at least 2, em.iterations at least 1")
+        require(self.scale > 0 and self.noise_floor > 0, "em.scale and em.noise_floor must be positive")
+
+
+@section
 class ImportConfig:
     """A network that another program trained."""
 
@@ -307,6 +357,7 @@ class Experiment:
     distill: DistillConfig = field(default_factory=DistillConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    em: EMConfig = field(default_factory=EMConfig)
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed must not be negative")

@@ -99,6 +99,13 @@ class Domain(Protocol):
         """The law that a configuration describes, for networks that were trained elsewhere; it may need the prepared data."""
         ...
 
+    def restorer(self, data: Any, experiment: Any) -> tuple[Any, dict[str, Any]]:
+        """What makes images of observations without a learned prior, a picklable (Observation, indices) -> images, and what they depend on.
+
+        A :class:`UserError` where there is no such thing.
+        """
+        ...
+
     def display(self, x: Image, law: Law) -> Tensor:
         """Images as a person or a metric sees them: (N, H, W) or (N, H, W, 3) in [0, 1], 8-bit steps, the same for every row."""
         ...

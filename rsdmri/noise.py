@@ -13,16 +13,21 @@ from torch import Tensor
 from .tensors import PerSample
 
 
-def log_normal_above(lowest: PerSample, mean: float, std: float, generator: torch.Generator | None = None) -> PerSample:
-    """Levels of the log-normal law restricted to sigma > lowest, one a sample; ``lowest`` may be 0.
+def log_normal_above(
+    lowest: PerSample, mean: float, std: float, generator: torch.Generator | None = None, highest: PerSample | None = None
+) -> PerSample:
+    """Levels of the log-normal law restricted to sigma > lowest, one a sample; ``lowest`` may be 0. With ``highest``, also below that.
 
     Drawn by inversion of the cumulative distribution, so that nothing is rejected and no level repeats.
     """
     normal = torch.special.ndtr
     below = normal((lowest.double().log() - mean) / std)
+    within = 1 - below if highest is None else normal((highest.double().log() - mean) / std) - below
     uniform = torch.rand(lowest.shape, dtype=torch.float64, device=lowest.device, generator=generator)
-    quantile = torch.special.ndtri((below + uniform * (1 - below)).clamp(1e-12, 1 - 1e-12))
+    quantile = torch.special.ndtri((below + uniform * within).clamp(1e-12, 1 - 1e-12))
     sigma = torch.exp(mean + std * quantile)
+    if highest is not None:
+        sigma = torch.minimum(sigma, highest.double())
     # Where the law has no mass left in float64, the lowest level itself: never below it.
     return torch.maximum(sigma, lowest.double()).to(lowest.dtype)
 

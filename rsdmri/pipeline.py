@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoints import Description, load_description, load_model, save_model
+from .checkpoints import Description, load_description, load_model, load_weights, save_model
 from .config import DistillConfig, Experiment, PretrainConfig
 from .denoiser import Denoiser, Generator
 from .distillation import Distiller
-from .domain import Domain, Law, Size
+from .domain import Domain, Law, Observations, Size
 from .errors import UsageError, UserError
 from .evaluation import Evaluator, build_evaluator
-from .files import read_json, write_json
+from .files import read_json, sha256, write_json
 from .generation import Model, is_imported, law_of_run, open_model, read_samples, write_samples
 from .grids import save_grid
 from .metrics.compare import MIN_IMAGES
 from .objectives import Objective, build_objective
 from .reporting import Curve, Grid, Row, Score, load_curves, write_report
+from .restoring import read_images
 from .runs import device_of, open_run, write_config
 from .steps import DistillStep, PretrainStep
 from .teachers import copied, find_teacher, require_noise_free, set_checkpointing, with_network_of
@@ -45,11 +46,21 @@ def prepare(experiment: Experiment, domain: Domain, out: Path | None = None) -> 
 
 
 def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
-    """Phase I: a teacher from observations."""
-    out = out or experiment.folder / "pretrain"
-    _require_own(out)
+    """Phase I: a teacher from observations, or from what was restored of them."""
     path = observations_path(experiment)
-    data = domain.observations(path, experiment)
+    data: Observations = domain.observations(path, experiment)
+    inputs = {"observations": path}
+    if experiment.objective.learns_from == "restored":
+        inputs["restored"] = experiment.folder / "restore" / "images.h5"
+        data = read_images(inputs["restored"], data, {"observations": sha256(path)})
+    return train_teacher(experiment, domain, data, out or experiment.folder / "pretrain", inputs)
+
+
+def train_teacher(
+    experiment: Experiment, domain: Domain, data: Observations, out: Path, inputs: Mapping[str, Path], start: Path | None = None
+) -> Path:
+    """A teacher of a data set that was made of ``inputs``; ``start`` are weights to begin with."""
+    _require_own(out)
     law = data.law()
     objective = _objective(experiment, law)
     description = Description(
@@ -63,13 +74,10 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
     )
     device = device_of(experiment)
     denoiser = _fresh(description, experiment.seed).to(device)
-    open_run(
-        out,
-        experiment,
-        ("network", "objective", "pretrain", "data"),
-        {"observations": path},
-        _ends("pretrain", experiment.pretrain),
-    )
+    if start is not None:
+        load_weights(denoiser, start)
+        inputs = {**inputs, "start": start}
+    open_run(out, experiment, ("network", "objective", "pretrain", "data"), inputs, _ends("pretrain", experiment.pretrain))
     if _finished(out, experiment.pretrain.images):
         return out
     law.save(out / "operators.h5")
@@ -91,6 +99,10 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
         raise UserError(
             f"{run}: this teacher was trained with {described.objective}, not with {experiment.objective}. The fake score must be"
             " trained on its teacher's own objective."
+        )
+    if experiment.objective.learns_from == "restored":
+        raise UserError(
+            f"{run}: a teacher of restored images has no corruption to distil through. Distil one of the observations."
         )
     experiment = with_network_of(run, described, experiment)
     set_checkpointing(f_phi, experiment.network.checkpointing)

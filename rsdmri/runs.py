@@ -18,6 +18,7 @@ import torch
 from .config import Experiment, to_tree
 from .errors import UserError
 from .files import read_json, sha256, write_json, write_text
+from .settings import merge
 
 #: Options that may change between two starts of the same run: how long it is, how often it saves, how it is looked at.
 FREE = {"checkpointing", "images", "save", "log", "snapshots", "runs", "device", "sample", "evaluate"}
@@ -39,9 +40,8 @@ def open_run(
         earlier = read_json(path)
         if not isinstance(earlier, dict) or not {"settings", "inputs"} <= earlier.keys():
             raise UserError(f"{path}: not the record of a run. Choose another place with --out, or delete {folder}.")
-        changed = list(
-            _differences({name: earlier[name] for name in ("settings", "inputs")}, {"settings": kept, "inputs": hashes})
-        )
+        before = with_new_options(earlier["settings"], experiment)
+        changed = [*_differences(before, kept, "settings"), *_differences(earlier["inputs"], hashes, "inputs")]
         if changed:
             raise UserError(
                 f"{folder}: holds a run with other settings ({'; '.join(changed[:4])}). Go on with the settings it was begun with,"
@@ -52,6 +52,12 @@ def open_run(
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder / "config.yaml", experiment)
     write_json(path, {**provenance(experiment), "settings": kept, "inputs": hashes})
+
+
+def with_new_options(settings: Mapping[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """Settings that an earlier version wrote, with the defaults of the options that it did not know."""
+    defaults = to_tree(type(experiment)())
+    return merge({name: defaults[name] for name in settings if name in defaults}, dict(settings))
 
 
 def write_config(path: Path, experiment: Experiment) -> None:

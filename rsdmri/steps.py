@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import noise
 from .config import DistillConfig, PretrainConfig
+from .consistency import consistency_loss
 from .denoiser import Denoiser
 from .distillation import Distiller
 from .domain import Law, Observations, Size
@@ -84,7 +85,12 @@ class PretrainStep:
         set_rate(self.optimizer, config.lr * rise(seen, config.warmup) * fall(seen, config))
         sigma = self.objective.levels(obs.noise_std, generator)
         loss = self.objective.loss(self.model, obs, sigma, generator, augment=config.augment).mean()
-        return {"loss": loss, "gradient": descend(self.optimizer, loss, config.clip)}
+        values = {"loss": loss}
+        weight = self.objective.config.consistency
+        if weight > 0:
+            values["loss_consistency"] = consistency_loss(self.model, self.objective, obs, sigma, generator).mean()
+            loss = loss + weight * values["loss_consistency"]
+        return {**values, "gradient": descend(self.optimizer, loss, config.clip)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "adam": adam_state(self.optimizer)}

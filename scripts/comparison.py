@@ -24,6 +24,7 @@ from rsdmri.errors import UserError
 from rsdmri.evaluation import Evaluator
 from rsdmri.files import read_json, write_json
 from rsdmri.generation import read_samples
+from rsdmri.runs import with_new_options
 from rsdmri.training import read_log
 
 PLACES = ("kspace", "maps", "references", "images")  # fields of the data sections
@@ -93,7 +94,7 @@ def finished(path: Path, experiment: Experiment) -> dict[str, Any] | None:
     if not path.exists():
         return None
     result = dict(read_json(path))
-    if result["settings"] != settings_of(experiment):
+    if with_new_options(result["settings"], experiment) != settings_of(experiment):
         raise UserError(f"{path}: of other settings. Move it away, or take another folder with --results.")
     return result
 

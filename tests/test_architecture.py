@@ -14,12 +14,13 @@ ROWS = [
     {"errors", "files", "progress", "config", "tensors", "arrays", "unpickling", "grids", "pictures"},
     {"settings", "operators", "noise", "noise_level", "foreign", "solvers", "nn"},
     {"observations", "denoiser", "augmentation"},
-    {"objectives", "sampling", "metrics"},
-    {"distillation", "theory", "checkpoints"},
+    {"objectives", "sampling", "posterior", "metrics"},
+    {"distillation", "consistency", "theory", "checkpoints"},
     {"training", "jobs"},
     {"domain"},
-    {"steps", "runs", "generation", "teachers", "importing", "evaluation", "reporting", "report_charts"},
+    {"steps", "runs", "generation", "teachers", "importing", "evaluation", "reporting", "report_charts", "restoring"},
     {"pipeline"},
+    {"baselines"},
     {"cli"},
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

@@ -28,6 +28,8 @@ VERBS = (
     "evaluate",
     "report",
     "import",
+    "em",
+    "restore",
 )
 NEEDED = {
     *("torch", "numpy", "scipy", "h5py", "safetensors", "sigpy", "fastmri", "requests", "monai", "einops"),

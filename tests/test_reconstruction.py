@@ -52,6 +52,17 @@ def test_conjugate_gradients_solve_each_sample_by_itself():
     assert (a @ exact - b).norm() < 1e-7 * b.norm()
 
 
+def test_conjugate_gradients_survive_what_is_not_positive():
+    """Of an indefinite or an unsymmetric matrix no residual is larger than that of zero."""
+    b = randn((2, 8, 1), torch.float64, make_generator(1))
+    unsymmetric = randn((2, 8, 8), torch.float64, make_generator(2))
+    indefinite = torch.diag_embed(torch.linspace(-1, 3, 8)).expand(2, -1, -1)
+    for a in (unsymmetric, indefinite):
+        for iterations in (1, 3, 50):
+            x = conjugate_gradients(lambda v, a=a: a @ v, b, iterations)
+            assert ((a @ x - b).flatten(1).norm(dim=1) <= b.flatten(1).norm(dim=1) * (1 + 1e-12)).all()
+
+
 def test_sense_solves_the_normal_equations():
     operator, y, _ = problem()
     x = sense(operator, y, lam=0.05, iterations=200, tolerance=1e-10)

@@ -148,6 +148,7 @@ APPLICATION = cli.Application(
             "scans/ --maps runs/mri-r4/espirit --out l1",
         ),
         **cli.experiment_commands(MRIExperiment, _domain),
+        "restore": cli.restore_command(MRIExperiment, _domain),
     },
 )
 
@@ -168,6 +169,8 @@ sample = partial(main, "sample")
 evaluate = partial(main, "evaluate")
 report = partial(main, "report")
 import_ = partial(main, "import")
+em = partial(main, "em")
+restore = partial(main, "restore")
 
 if __name__ == "__main__":
     main()

@@ -55,10 +55,31 @@ class MRIData:
 
 
 @section
+class L1Config:
+    """What the verb restore does to undersampled data: L1-wavelet compressed sensing, for teachers of the results (L1-EDM)."""
+
+    lam: float | Literal["auto"] | None = None
+    """Weight of the penalty, relative to the largest magnitude of A^H y; by default 5e-4 or, from R = 5 on, 7e-4; auto: what best predicts
+    a tenth of the columns of eight slices that is held back."""
+    wavelet: str = "db4"
+    """An orthogonal wavelet of PyWavelets: haar, db2 to db38, sym2 to sym20, coif1 to coif17."""
+    levels: int | None = None
+    """Levels of the wavelet transform; by default as many as leave 16 pixels."""
+    iterations: int = 50
+    """At most so many."""
+
+    def __post_init__(self) -> None:
+        require(not isinstance(self.lam, float) or self.lam > 0, "l1.lam must be above 0")
+        require(self.levels is None or self.levels >= 1, "l1.levels must be at least 1")
+        require(self.iterations >= 1, "l1.iterations must be at least 1")
+
+
+@section
 class MRIExperiment(Experiment):
     """One MRI experiment: one row of a table."""
 
     data: MRIData = field(default_factory=MRIData)
+    l1: L1Config = field(default_factory=L1Config)
 
 
 @section

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from .config import MRIExperiment
 from .masks import check_thinning, draw_columns, thin_columns
 from .operators import MultiCoilMRI
 from .prepare import prepare
+from .reconstruction import choose_lam, default_lam, l1_wavelet
 from .store import size_name
+from .wavelets import Wavelet
 
+CHOOSING = 8  # slices from which the weight of L1-wavelet is chosen
 BANK_STREAM = 5  # the purpose of the generator that chooses the maps a run keeps
 AGAIN = "Give the same, or run rsdmri-prepare (and what follows it) again."
 IN_MEMORY = 4 << 30  # bytes of k-space and maps up to which a data set is held in memory
@@ -234,10 +238,28 @@ class MRI:
         # Coil maps come with the data.
         return self.observations(experiment.folder / "prepare" / "observations.h5", experiment).law()
 
+    def restorer(self, data: MRIObservations, experiment: MRIExperiment) -> tuple[Any, dict[str, Any]]:
+        options = experiment.l1
+        wavelet = Wavelet(options.wavelet, options.levels)
+        lam = default_lam(float(data.attributes["accel"])) if options.lam is None else options.lam
+        if lam == "auto":
+            bucket = next(iter(data.buckets.values()))
+            some = data.batch(bucket[:: -(-len(bucket) // CHOOSING)])
+            assert isinstance(some.operator, MultiCoilMRI)
+            lam = choose_lam(some.operator, some.y, wavelet, options.iterations)
+        of = {"method": "l1", "lam": lam, "wavelet": wavelet.name, "levels": wavelet.levels, "iterations": options.iterations}
+        return partial(restored, lam=lam, wavelet=wavelet, iterations=options.iterations), of
+
     def display(self, x: Image, law: Law) -> Tensor:
         assert isinstance(law, MRILaw)
         magnitude = (x[:, 0].abs() / law.display_max).clamp(0, 1)
         return (magnitude * 255).round() / 255
+
+
+def restored(obs: Observation, samples: Sequence[int], *, lam: float, wavelet: Wavelet, iterations: int) -> Image:
+    """Slices by L1-wavelet, zero where there are no maps."""
+    assert isinstance(obs.operator, MultiCoilMRI)
+    return l1_wavelet(obs.operator, obs.y, lam, wavelet, iterations) * obs.operator.support()
 
 
 def _read_bank(group: h5py.Group) -> Bank:

@@ -1,0 +1,143 @@
+r"""Rivals of the method that are trained: EM-Diffusion, and teachers of restored images (L1-EDM).
+
+EM-Diffusion (Bai et al. 2024, arXiv 2407.01014; Rozet et al. 2024, arXiv 2405.13712), with a few clean images to begin with:
+
+    first   theta_0 learns from the clean images
+    E-step  x_i ~ p(x | y_i) with the prior of theta_(k-1), for every observation y_i
+    M-step  theta_k learns from the x_i as if they were clean, from theta_(k-1) on
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoints import load_model
+from .config import EMConfig, Experiment, to_tree
+from .domain import Domain, Observations
+from .errors import UsageError, UserError
+from .files import sha256
+from .observations import Observation
+from .pipeline import observations_path, train_teacher
+from .posterior import dps, mmps
+from .restoring import Images, of_one_size, read_images, restore_all, restore_in_processes
+from .runs import device_of
+from .sampling import ancestral, heun, levels, noises
+from .tensors import Image, make_generator
+
+POSTERIOR_STREAM = 14  # the purpose of the generators that draw an observation's image
+
+
+def restore(experiment: Experiment, domain: Domain, out: Path | None = None, workers: int = 0) -> Path:
+    """Observations -> images.h5, by what the application has without a learned prior (MRI: L1-wavelet)."""
+    path = observations_path(experiment)
+    out = out or experiment.folder / "restore"
+    function, of = domain.restorer(domain.observations(path, experiment), experiment)
+    of = {**of, "observations": sha256(path)}
+    restore_in_processes(path, domain, experiment, function, out / "images.h5", of, workers)
+    return out
+
+
+def em(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
+    """EM-Diffusion; every lap is a run of its own in ``out``, and what is finished is not done again. Returns the last lap's run."""
+    if experiment.objective.kind != "standard" or experiment.objective.learns_from != "observations":
+        raise UsageError("EM-Diffusion learns from images: objective.kind must be 'standard', and learns_from 'observations'")
+    out = out or experiment.folder / "em"
+    path = observations_path(experiment)
+    data = domain.observations(path, experiment)
+    options = experiment.em
+    clean = _clean(experiment, domain, data)
+    assert options.clean is not None
+    run = _lap(experiment, domain, clean, out / "first", options.first, {"clean": options.clean}, None)
+    for lap in range(1, options.laps + 1):
+        folder = out / f"lap_{lap}"
+        images = _expectation(experiment, domain, data, path, run, folder / "images.h5", lap)
+        inputs = {"images": folder / "images.h5"}
+        run = _lap(experiment, domain, images, folder, options.lap, inputs, run / "model.safetensors")
+    return run
+
+
+def _lap(
+    experiment: Experiment, domain: Domain, data: Images, out: Path, images: int, inputs: dict[str, Path], start: Path | None
+) -> Path:
+    """A teacher of these images, from the weights ``start`` on."""
+    lap = dataclasses.replace(experiment, pretrain=dataclasses.replace(experiment.pretrain, images=images))
+    return train_teacher(lap, domain, data, out, inputs, start)
+
+
+def _clean(experiment: Experiment, domain: Domain, data: Observations) -> Images:
+    """The first clean images, of one size with the data, and none of them among the data."""
+    options = experiment.em
+    if options.clean is None:
+        raise UsageError("EM-Diffusion starts from a few clean images: name the references.h5 of other data with --em.clean")
+    if not options.clean.exists():
+        raise UserError(f"{options.clean}: no such file. It is the references.h5 that prepare writes beside clean data.")
+    size = next(iter(data.buckets))
+    images, names = domain.references(options.clean, size)
+    if len(names) < options.count:
+        raise UserError(
+            f"{options.clean}: {len(names)} clean images of {size[0]} x {size[1]}, and em.count asks for {options.count}. Prepare more,"
+            " or lower it."
+        )
+    used = names[: options.count]
+    volumes = {volume_of(name) for name in data.names}
+    both = [name for name in used if volume_of(name) in volumes]
+    if both:
+        raise UserError(
+            f"{options.clean}: {len(both)} of its clean images are of what is learned from ({', '.join(both[:3])}). Take others: whoever"
+            " has the clean images of the data needs no method."
+        )
+    return of_one_size(images[: options.count], used, data.law())
+
+
+def volume_of(name: str) -> str:
+    """Whose image it is: of a slice ``scan/3`` the scan, of a photograph itself."""
+    scan, slash, number = name.rpartition("/")
+    return scan if slash and number.isdecimal() else name
+
+
+def _expectation(
+    experiment: Experiment, domain: Domain, data: Observations, path: Path, run: Path, out: Path, lap: int
+) -> Images:
+    """The images of all observations, drawn with the prior of ``run``."""
+    of = {
+        "prior": sha256(run / "model.safetensors"),
+        "observations": sha256(path),
+        "em": _sampling_of(experiment.em),
+        "levels": [experiment.sample.sigma_max, experiment.sample.sigma_min, experiment.sample.rho],
+        "seed": [experiment.seed, lap],
+    }
+    if not out.exists():
+        prior, _ = load_model(run)
+        device = device_of(experiment)
+        prior = prior.to(device)
+
+        def draw(obs: Observation, samples: Sequence[int]) -> Image:
+            generators = [make_generator(experiment.seed, POSTERIOR_STREAM, lap, i) for i in samples]
+            return draw_posterior(prior, obs.to(device), generators, experiment, domain)
+
+        restore_all(data, draw, out, of, f"lap {lap}")
+    return read_images(out, data, of)
+
+
+def _sampling_of(options: EMConfig) -> dict[str, Any]:
+    """What a drawn image depends on."""
+    names = ("method", "sampler", "steps", "noise_floor", "iterations" if options.method == "mmps" else "scale")
+    return {name: value for name, value in to_tree(options).items() if name in names}
+
+
+def draw_posterior(
+    prior: Any, obs: Observation, generators: Sequence[torch.Generator], experiment: Experiment, domain: Domain
+) -> Image:
+    """One image an observation, (B, C, H, W), from x ~ p(x | y); each a function of its generator."""
+    options, grid = experiment.em, experiment.sample
+    by_moments = options.method == "mmps"
+    denoise = mmps(prior, obs, options.iterations, options.noise_floor) if by_moments else dps(prior, obs, options.scale)
+    sigmas = levels(options.steps, grid.sigma_min, grid.sigma_max, grid.rho).to(obs.noise_std.device)
+    like = obs.operator.adjoint(obs.y[:1])
+    dtype = torch.complex128 if domain.complex_images else torch.float64
+    if options.sampler == "ancestral":
+        return ancestral(denoise, generators, like.shape[1:], dtype, sigmas).to(like.dtype)
+    return heun(denoise, noises(generators, like.shape[1:], dtype).to(sigmas.device), sigmas).to(like.dtype)

@@ -1,0 +1,175 @@
+"""Images made of observations, and learning from them as if they were clean: what L1-EDM and EM-Diffusion have in common.
+
+``images.h5`` has a group for each size, such as ``384x320``: ``images`` (N, C, H, W) and the ``index`` of each in the data set. It is made in
+parts, each of which appears whole; a run that was stopped goes on with the parts that are missing.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+
+from .domain import Domain, Law, Observations, Size
+from .errors import UserError
+from .files import atomic
+from .jobs import run_files
+from .observations import Observation
+from .operators import Identity
+from .tensors import Image
+
+PART = 32  # observations in a part
+
+Restore = Callable[[Observation, Sequence[int]], Image]  # observations and their places in the data set -> images
+
+
+class Images:
+    """A data set of images that are taken for clean, in the place of the observations they were made of."""
+
+    def __init__(
+        self, images: Mapping[int, Image], names: Sequence[str], buckets: Mapping[Size, Sequence[int]], law: Law
+    ) -> None:
+        self.images, self.names, self.buckets, self._law = images, list(names), buckets, law
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Sequence[int]) -> Observation:
+        x = torch.stack([self.images[i] for i in indices])
+        nothing = torch.zeros(len(x), dtype=x.real.dtype)
+        return Observation(x, Identity(nothing), nothing)
+
+    def law(self) -> Law:
+        """How the data were corrupted, of which these images show nothing any more: samples are drawn for it, and measured by it."""
+        return self._law
+
+
+def of_one_size(images: Image, names: Sequence[str], law: Law) -> Images:
+    """Images (N, C, H, W) as a data set."""
+    size = (images.shape[-2], images.shape[-1])
+    return Images(dict(enumerate(images)), names, {size: range(len(images))}, law)
+
+
+def restore_all(data: Observations, restore: Restore, out: Path, of: Mapping[str, Any], stage: str) -> None:
+    """Writes ``out``, the images of all observations; ``of`` says what they depend on, and parts that were made of other things are not used.
+
+    In this process; :func:`restore_in_processes` is the same in many.
+    """
+    parts = _parts(data)
+    run_files(
+        lambda number: _write_part(_part_path(out, number), data, parts[number], restore, of),
+        range(len(parts)),
+        workers=1,
+        stage=stage,
+        done=lambda number: _is_part(_part_path(out, number), of),
+        unit=f"x {PART} images",
+        note=_nothing,
+    )
+    _join(out, len(parts), of)
+
+
+def restore_in_processes(
+    path: Path, domain: Domain, experiment: Any, restore: Restore, out: Path, of: Mapping[str, Any], workers: int
+) -> None:
+    """:func:`restore_all` over processes, each of which opens the data set at ``path`` by itself; ``restore`` must be picklable."""
+    parts = _parts(_opened(type(domain), path, experiment))
+    run_files(
+        partial(_part_in_process, domain=type(domain), path=path, experiment=experiment, restore=restore, out=out, of=of),
+        range(len(parts)),
+        workers=workers,
+        stage="restore",
+        done=partial(_done, out=out, of=of),
+        unit=f"x {PART} images",
+        note=_nothing,
+    )
+    _join(out, len(parts), of)
+
+
+def read_images(path: Path, data: Observations, of: Mapping[str, Any]) -> Images:
+    """The images of a data set; a :class:`UserError` if they are not there, or were not made as ``of`` says."""
+    images: dict[int, Image] = {}
+    try:
+        with h5py.File(path, "r") as file:
+            if not json.loads(json.dumps(of)).items() <= json.loads(file.attrs["of"]).items():
+                raise UserError(f"{path}: made of other observations or with other options. Restore them again.")
+            for group in file.values():
+                stack = torch.from_numpy(group["images"][()])
+                images |= dict(zip(group["index"][()].tolist(), stack, strict=True))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Make it by the verb restore") from None
+    except (OSError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a file of restored images ({error}). Restore them again.") from None
+    if sorted(images) != list(range(len(data))):
+        raise UserError(f"{path}: {len(images)} images of {len(data)} observations. Restore them again.")
+    return Images(images, data.names, data.buckets, data.law())
+
+
+@lru_cache(maxsize=1)
+def _opened(domain: type[Domain], path: Path, experiment: Any) -> Observations:
+    """The data set, opened once a process."""
+    return domain().observations(path, experiment)
+
+
+def _parts(data: Observations) -> list[Sequence[int]]:
+    """The samples of each part, all of one size."""
+    return [bucket[start : start + PART] for bucket in data.buckets.values() for start in range(0, len(bucket), PART)]
+
+
+def _part_path(out: Path, number: int) -> Path:
+    return out.parent / "parts" / f"part_{number:05d}.h5"
+
+
+def _part_in_process(
+    number: int, *, domain: type[Domain], path: Path, experiment: Any, restore: Restore, out: Path, of: Mapping[str, Any]
+) -> bool:
+    data = _opened(domain, path, experiment)
+    return _write_part(_part_path(out, number), data, _parts(data)[number], restore, of)
+
+
+def _write_part(path: Path, data: Observations, samples: Sequence[int], restore: Restore, of: Mapping[str, Any]) -> bool:
+    images = restore(data.batch(samples), samples).cpu()
+    if not torch.isfinite(torch.view_as_real(images) if images.is_complex() else images).all():
+        raise UserError(f"NaN or infinity in the image of {data.names[samples[0]]} or one of the {len(samples) - 1} after it")
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        file["images"], file["index"] = images.numpy(), list(samples)
+        file.attrs["of"] = json.dumps(of)
+    return True
+
+
+def _done(number: int, out: Path, of: Mapping[str, Any]) -> bool:
+    return _is_part(_part_path(out, number), of)
+
+
+def _is_part(path: Path, of: Mapping[str, Any]) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(file.attrs["of"] == json.dumps(of))
+    except (OSError, KeyError):  # not there, or broken: made again
+        return False
+
+
+def _join(out: Path, count: int, of: Mapping[str, Any]) -> None:
+    """All parts as one file, and the parts away."""
+    with atomic(out) as temporary, h5py.File(temporary, "w") as file:
+        found: dict[str, list[tuple[Any, Any]]] = {}
+        for number in range(count):
+            with h5py.File(_part_path(out, number), "r") as part:
+                images = part["images"][()]
+                found.setdefault(f"{images.shape[-2]}x{images.shape[-1]}", []).append((images, part["index"][()]))
+        for name, pieces in found.items():
+            rows = sum(len(index) for _, index in pieces)
+            images = file.create_dataset(f"{name}/images", (rows, *pieces[0][0].shape[1:]), pieces[0][0].dtype)
+            index, start = file.create_dataset(f"{name}/index", (rows,), "i8"), 0
+            for piece, places in pieces:
+                images[start : start + len(piece)], index[start : start + len(piece)] = piece, places
+                start += len(piece)
+        file.attrs["of"] = json.dumps(of)
+    shutil.rmtree(out.parent / "parts")
+
+
+def _nothing(result: bool) -> str:
+    return ""
