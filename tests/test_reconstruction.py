@@ -104,6 +104,17 @@ def test_the_batch_is_what_its_images_are_by_themselves():
     assert torch.allclose(alone, at_once, atol=1e-10)
 
 
+def test_threads_change_nothing():
+    operator, y, _ = problem(n=3)
+    alone = l1_wavelet(operator, y, 1e-3, iterations=10)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(l1_wavelet(operator, y, 1e-3, iterations=10), alone)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_bright_and_dark_scans_are_treated_alike():
     operator, y, _ = problem()
     assert torch.allclose(l1_wavelet(operator, 1000 * y, 1e-3), 1000 * l1_wavelet(operator, y, 1e-3), atol=1e-8)

@@ -41,8 +41,12 @@ class MultiCoilMRI(MaskedOperator):
         # columns does nothing along the rows: one transform along W is enough.
         axes = (-2, -1) if self.mask.shape[-2] > 1 else (-1,)
         mask = torch.fft.ifftshift(self.mask, dim=axes)
-        kspace = torch.fft.fftn(expand(self.maps, x), dim=axes, norm="ortho")
-        return combine(self.maps, torch.fft.ifftn(kspace * mask, dim=axes, norm="ortho"))
+        # In place, here and below: this is called in every iteration of everything, and passes over memory are most of its time.
+        kspace = torch.fft.fftn(expand(self.maps, x), dim=axes, norm="ortho").mul_(mask)
+        coil_images = torch.fft.ifftn(kspace, dim=axes, norm="ortho")
+        if self.maps.ndim == 5:
+            return combine(self.maps, coil_images)
+        return coil_images.conj_physical_().mul_(self.maps).sum(1, keepdim=True).conj_physical_()  # without a copy of conj(maps)
 
     def restrict(self, y: Tensor) -> Tensor:
         # where, not a product: a product keeps the sign of a zero, and NaN.
