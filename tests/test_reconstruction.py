@@ -104,6 +104,16 @@ def test_the_batch_is_what_its_images_are_by_themselves():
     assert torch.allclose(alone, at_once, atol=1e-10)
 
 
+def test_an_image_is_not_finished_before_it_began():
+    """With little weight the first steps from SENSE are small: they are no sign of the end."""
+    operator, y, _ = problem(accel=2.0)
+    few = l1_wavelet(operator, y, 1e-5, iterations=11, tolerance=1.0)
+    assert torch.equal(
+        few, l1_wavelet(operator, y, 1e-5, iterations=50, tolerance=1.0)
+    )  # finished after the eleventh, and not before
+    assert not torch.allclose(few, l1_wavelet(operator, y, 1e-5, iterations=1, tolerance=1.0), atol=1e-6)
+
+
 def test_threads_change_nothing():
     operator, y, _ = problem(n=3)
     alone = l1_wavelet(operator, y, 1e-3, iterations=10)

@@ -192,8 +192,8 @@ class ReconstructConfig:
     """Levels of the wavelet transform; by default as many as leave 16 pixels."""
     iterations: int | None = None
     """At most so many; by default 50, of sense 30, of sigpy 100."""
-    tolerance: float = 1e-3
-    """An image is finished when it changes by less than this part of its norm; sense: when that is left of the residual."""
+    tolerance: float = 3e-4
+    """An image is finished when an iteration changes it by less than this part of its norm; sense: when that is left of the residual."""
     nifti: bool = False
     """Also write <stem>.nii.gz (extra [io])."""
     dicom: bool = False

@@ -23,6 +23,7 @@ from .wavelets import Wavelet
 T = TypeVar("T")
 
 SHIFT_STREAM = 12  # the purpose of the generator of the circular shifts
+EARLIEST = 10  # iterations before an image may be finished
 WARM, MOMENTUM = 10, 20.0  # iterations of SENSE before, and t of FISTA at the start
 HELD_STREAM = 13  # and of the one that holds samples back
 HELD = 0.1  # of the samples outside the centre of k-space
@@ -45,7 +46,7 @@ def l1_wavelet(
     lam: float,
     wavelet: Wavelet | None = None,
     iterations: int = 50,
-    tolerance: float = 1e-3,
+    tolerance: float = 3e-4,
     shifts: bool = True,
 ) -> Image:
     """Images (B, 1, H, W) of k-space (B, coils, H, W) by L1-wavelet compressed sensing.
@@ -53,8 +54,8 @@ def l1_wavelet(
     Begins with ten iterations of SENSE and the momentum that FISTA has after forty of its own: from zero and without it, 100 iterations
     come as far as 60 do from there. ``lam`` is relative to the largest magnitude of A^H y of each image. With ``shifts``, W is shifted at
     random at every iteration: that takes away the block pattern of one position (cycle spinning; Figueiredo and Nowak 2003). An image is
-    finished when it changes by less than ``tolerance`` of its norm; what it becomes does not depend on the others. Raises
-    :class:`UserError` for lam <= 0.
+    finished when, after the first ten, an iteration changes it by less than ``tolerance`` of its norm; what it becomes does not depend on
+    the others. Raises :class:`UserError` for lam <= 0.
     """
     if not lam > 0:
         raise UserError(f"lam {lam:g}: L1-wavelet needs a weight above 0; without one, reconstruct with SENSE")
@@ -90,12 +91,13 @@ def _fista(
     x, active = torch.zeros_like(b), torch.arange(len(b), device=b.device)
     now = z = sense(operator, y, iterations=WARM, tolerance=0)
     t = MOMENTUM
-    for _ in range(iterations):
+    for iteration in range(iterations):
         down, right = torch.randint(width, (2,), generator=generator).tolist() if shifts else (0, 0)
         new = wavelet.shrink(z + b - operator.gram(z), threshold, (down, right))
         t_next = (1 + (1 + 4 * t**2) ** 0.5) / 2
         z = new + (t - 1) / t_next * (new - now)
-        going = _norm(new - now) > tolerance * _norm(new)
+        # Momentum gathers first: what changes little in the first iterations is not finished.
+        going = (_norm(new - now) > tolerance * _norm(new)) | (iteration < EARLIEST)
         now, t = new, t_next
         if not bool(going.all()):  # what is finished takes no more time
             x[active[~going]] = now[~going]
