@@ -36,6 +36,8 @@ class Evaluator:
     clean: Tensor | None
     other_clean: Tensor | None
     observations_row: Tensor
+    row_samples: Sequence[int]
+    """The samples of the data set that ``observations_row`` shows: what is restored of them can be compared in its place."""
     domain: Domain
     law: Law
 
@@ -99,8 +101,9 @@ def build_evaluator(
         place = {name: index for index, name in enumerate(data.names)}
         left_out = [names[index] for index in clean_second]
         if all(name in place for name in left_out):
-            row = _observed(domain, data, law, [place[name] for name in left_out])
-    observed = [_observed(domain, data, law, [pool[int(i)] for i in part[:n]]) for part in (first, second)]
+            row = [place[name] for name in left_out]
+    parts = [[pool[int(i)] for i in part[:n]] for part in (first, second)]
+    observed = [_observed(domain, data, law, part) for part in parts]
     return Evaluator(
         n=n,
         size=size,
@@ -108,7 +111,8 @@ def build_evaluator(
         other_observed=observed[1],
         clean=clean[0] if clean else None,
         other_clean=clean[1] if clean else None,
-        observations_row=observed[1] if row is None else row,
+        observations_row=observed[1] if row is None else _observed(domain, data, law, row),
+        row_samples=parts[1] if row is None else row,
         domain=domain,
         law=law,
     )

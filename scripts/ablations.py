@@ -61,6 +61,8 @@ VARIANTS = {
     "mri-level": Variant("mri_r4", {"weight": "level"}),
     "mri-alpha-1": Variant("mri_r4", {"alpha": 1.0}),
     "noise-alpha-1": Variant("noise_0.2", {"alpha": 1.0}),
+    # Levels of the comparison above the noise alone, which was published as harmful (FID 18 against 4.8).
+    "noise-above": Variant("noise_0.4", {"sigma_min": 0.4}),
 }
 
 
@@ -84,15 +86,19 @@ def distilled(name: str, variant: Variant, seed: int, options: argparse.Namespac
         one = dataclasses.replace(row, sample=dataclasses.replace(row.sample, stop=stop))
         compare(changed(one, variant, f"{name}-seed{seed}"), domain, 1.0, n, path)
         return
-    base = options.results / f"{row.name}.json"
+    again(changed(row, variant, row.name), domain, n, path, teacher_of(row, options.results / f"{row.name}.json"), name)
+
+
+def teacher_of(row: Experiment, base: Path) -> Path:
+    """The teacher that a row chose, by its result ``base``."""
     result = finished(base, row)
     if result is None:
-        raise UserError(f"{base}: not there yet, and the variant distils its teacher. Run reproduce_small.py for this row first.")
+        raise UserError(f"{base}: not there yet, and its teacher is to be distilled. Run reproduce_small.py for this row first.")
     teachers = snapshots(row.folder / "pretrain")
     chosen = result["images"]["teacher"]
     if chosen not in teachers:
         raise UserError(f"{row.folder / 'pretrain'}: the teacher after {chosen} images is not there. Give the --runs of {base}.")
-    again(changed(row, variant, row.name), domain, n, path, teachers[chosen], name)
+    return teachers[int(chosen)]
 
 
 def again(experiment: Experiment, domain: Domain, n: int, path: Path, teacher: Path, name: str) -> None:

@@ -71,27 +71,35 @@ def draw_scans(runs: Path) -> None:
 
 
 def table(folder: Path, rows: Sequence[str]) -> str:
-    """What there is, in Markdown: mean and spread over the seeds."""
-    names = ["observation", "teacher, full", "teacher", "teacher+", "rsd"]
-    lines = [f"| corruption (floor) | {' | '.join(names)} | rsd / teacher | wins | proximal: teacher+ | rsd | seeds | remarks |"]
-    lines.append("|---" * (lines[0].count("|") - 1) + "|")
-    for corruption in rows:
-        results = [dict(read_json(path)) for path in sorted(folder.glob(f"{corruption}-seed*.json"))]
-        if not results:
-            continue
-        floor = results[0]["rows"]["rsd"]["metrics"]["swd"]["floor"]
-        ratios = [one / other for one, other in zip(values(results, "rsd"), values(results, "teacher"), strict=True)]
-        cells = [
-            f"{corruption} ({floor:.0f})",
-            *(cell(values(results, row)) for row in ROWS),
-            cell(ratios, 2),
-            verdict(results),
-            *(cell(values(results, row, group="proximal")) for row in ("teacher+", "rsd")),
-            " ".join(str(result["seed"]) for result in results),
-            remarks(results),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """What there is, in Markdown: mean and spread over the seeds, by both metrics."""
+    results = {row: [dict(read_json(path)) for path in sorted(folder.glob(f"{row}-seed*.json"))] for row in rows}
+    found = {row: part for row, part in results.items() if part}
+    columns = ["observation", "teacher, full", "teacher", "teacher+", "rsd"]
+    by_swd = [[*columns, "rsd / teacher", "wins", "proximal: teacher+", "rsd", "seeds", "remarks"]]
+    by_psd = [[*columns, "rsd / teacher", "proximal: teacher+", "rsd"]]
+    for part in found.values():
+        seeds = " ".join(str(result["seed"]) for result in part)
+        scores, ratio, proximal = _cells(part, "swd", 1)
+        by_swd.append([*scores, ratio, verdict(part), *proximal, seeds, remarks(part)])
+        scores, ratio, proximal = _cells(part, "psd", 3)
+        by_psd.append([*scores, ratio, *proximal])
+    texts = []
+    for metric, digits, lines in (("swd", 0, by_swd), ("psd", 3, by_psd)):
+        heads = [f"{row} ({part[0]['rows']['rsd']['metrics'][metric]['floor']:.{digits}f})" for row, part in found.items()]
+        first = [f"{metric}: corruption (floor)", *heads]
+        text = [f"| {' | '.join([head, *cells])} |" for head, cells in zip(first, lines, strict=True)]
+        texts.append("\n".join([text[0], "|---" * (len(lines[0]) + 1) + "|", *text[1:]]))
+    return "\n\n".join(texts)
+
+
+def _cells(results: Sequence[dict[str, Any]], metric: str, digits: int) -> tuple[list[str], str, list[str]]:
+    """The rows of one corruption, the ratio of generator and teacher, and their proximal distances."""
+    ratios = [one / other for one, other in zip(values(results, "rsd", metric), values(results, "teacher", metric), strict=True)]
+    return (
+        [cell(values(results, row, metric), digits) for row in ROWS],
+        cell(ratios, 2),
+        [cell(values(results, row, metric, "proximal"), digits) for row in ("teacher+", "rsd")],
+    )
 
 
 def main() -> int:

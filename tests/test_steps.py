@@ -135,7 +135,7 @@ def test_the_proximal_distance_measures_with_a_mask_drawn_anew():
     """Through the coils that the seed drew, and not with its mask."""
     the_law, seeds = law(), [3, 4, 5, 6]
     images = torch.randn(4, 1, 16, 16, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
-    judge = Evaluator(4, (16, 16), *[torch.zeros(4, 16, 16)] * 5, MRI(), the_law)
+    judge = Evaluator(4, (16, 16), *[torch.zeros(4, 16, 16)] * 5, range(4), MRI(), the_law)
     shown = judge.corrupt(images, seeds, law(noise_std=torch.zeros(20)))
     for index, seed in enumerate(seeds):
         drawn, _ = the_law.draw(1, (16, 16), sample_generator(seed))
