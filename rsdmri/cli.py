@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import os
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from .settings import load_experiment, named_configs, read_yaml, validate
 
 if TYPE_CHECKING:
     from .domain import Domain
+
+
+HELP_WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -292,7 +296,7 @@ def _split(application: Application, arguments: Sequence[str]) -> tuple[str | No
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{application.name} VERB [options]\n\n{application.about}\n")
         for name, command in application.commands.items():
-            print(f"  {name:<10} {command.help.splitlines()[0]}")
+            print(f"  {name:<11} {command.help.splitlines()[0]}")
         print(f"\n{application.name} VERB --help says more.")
         return None, []
     if arguments[0] not in application.commands:
@@ -318,7 +322,9 @@ def _run_verb(application: Application, verb: str, arguments: list[str]) -> None
         configs = [implied] if implied else []
     default = command.options(experiment=load_experiment(application.experiment, configs), config=tuple(configs))
     named = [name for name in named_configs() if name.startswith(f"{application.configs}/")]
-    description += f"\n\nNamed configurations: {', '.join(named)}."
+    # As list items, because tyro joins the lines of a paragraph.
+    lines = textwrap.wrap(", ".join(named), HELP_WIDTH - 2, break_on_hyphens=False)
+    description += "\n\nNamed configurations:" + "".join(f"\n- {line}" for line in lines)
     options = _checked(lambda: tyro.cli(command.options, default=default, args=rest, prog=program, description=description))
     validate(application.experiment, to_tree(options.experiment), "command line")  # tyro alone lets a broken limit pass
     if options.print_config:

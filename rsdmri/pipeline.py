@@ -47,20 +47,21 @@ def prepare(experiment: Experiment, domain: Domain, out: Path | None = None) -> 
 
 def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
     """Phase I: a teacher from observations, or from what was restored of them."""
+    out = out or experiment.folder / "pretrain"
+    _require_own(out)
     path = observations_path(experiment)
     data: Observations = domain.observations(path, experiment)
     inputs = {"observations": path}
     if experiment.objective.learns_from == "restored":
         inputs["restored"] = experiment.folder / "restore" / "images.h5"
         data = read_images(inputs["restored"], data, {"observations": sha256(path)})
-    return train_teacher(experiment, domain, data, out or experiment.folder / "pretrain", inputs)
+    return train_teacher(experiment, domain, data, out, inputs)
 
 
 def train_teacher(
     experiment: Experiment, domain: Domain, data: Observations, out: Path, inputs: Mapping[str, Path], start: Path | None = None
 ) -> Path:
     """A teacher of a data set that was made of ``inputs``; ``start`` are weights to begin with."""
-    _require_own(out)
     law = data.law()
     objective = _objective(experiment, law)
     description = Description(

@@ -18,7 +18,6 @@ import torch
 from .config import Experiment, to_tree
 from .errors import UserError
 from .files import read_json, sha256, write_json, write_text
-from .settings import merge
 
 #: Options that may change between two starts of the same run: how long it is, how often it saves, how it is looked at.
 FREE = {"checkpointing", "images", "save", "log", "snapshots", "runs", "device", "sample", "evaluate"}
@@ -40,7 +39,7 @@ def open_run(
         earlier = read_json(path)
         if not isinstance(earlier, dict) or not {"settings", "inputs"} <= earlier.keys():
             raise UserError(f"{path}: not the record of a run. Choose another place with --out, or delete {folder}.")
-        before = with_new_options(earlier["settings"], experiment)
+        before = with_new_options(earlier["settings"], kept, to_tree(type(experiment)()))
         changed = [*_differences(before, kept, "settings"), *_differences(earlier["inputs"], hashes, "inputs")]
         if changed:
             raise UserError(
@@ -54,10 +53,15 @@ def open_run(
     write_json(path, {**provenance(experiment), "settings": kept, "inputs": hashes})
 
 
-def with_new_options(settings: Mapping[str, Any], experiment: Experiment) -> dict[str, Any]:
-    """Settings that an earlier version wrote, with the defaults of the options that it did not know."""
-    defaults = to_tree(type(experiment)())
-    return merge({name: defaults[name] for name in settings if name in defaults}, dict(settings))
+def with_new_options(settings: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version wrote, with the defaults of what is ``wanted`` and it did not know."""
+    result = dict(settings)
+    for name, value in wanted.items():
+        if name in defaults and name not in result:
+            result[name] = defaults[name]
+        elif name in defaults and isinstance(value, dict) and isinstance(result[name], dict):
+            result[name] = with_new_options(result[name], value, defaults[name])
+    return result
 
 
 def write_config(path: Path, experiment: Experiment) -> None:

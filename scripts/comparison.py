@@ -94,7 +94,8 @@ def finished(path: Path, experiment: Experiment) -> dict[str, Any] | None:
     if not path.exists():
         return None
     result = dict(read_json(path))
-    if with_new_options(result["settings"], experiment) != settings_of(experiment):
+    wanted = settings_of(experiment)
+    if with_new_options(result["settings"], wanted, settings_of(type(experiment)())) != wanted:
         raise UserError(f"{path}: of other settings. Move it away, or take another folder with --results.")
     return result
 
