@@ -8,6 +8,7 @@ EM-Diffusion (Bai et al. 2024, arXiv 2407.01014; Rozet et al. 2024, arXiv 2405.1
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,24 @@ from .files import sha256
 from .observations import Observation
 from .pipeline import observations_path, train_teacher
 from .posterior import dps, mmps
-from .restoring import Images, of_one_size, read_images, restore_all, restore_in_processes
-from .runs import device_of
+from .restoring import Images, is_made, of_one_size, read_images, restore_all, restore_in_processes
+from .runs import device_of, open_run
 from .sampling import ancestral, heun, levels, noises
 from .tensors import Image, make_generator
 
 POSTERIOR_STREAM = 14  # the purpose of the generators that draw an observation's image
 
 
-def restore(experiment: Experiment, domain: Domain, out: Path | None = None, workers: int = 0) -> Path:
-    """Observations -> images.h5, by what the application has without a learned prior (MRI: L1-wavelet)."""
+def restore(experiment: Experiment, domain: Domain, workers: int = 0) -> Path:
+    """Observations -> RUNS/NAME/restore/images.h5, by what the application has without a learned prior (MRI: L1-wavelet)."""
     path = observations_path(experiment)
-    out = out or experiment.folder / "restore"
-    function, of = domain.restorer(domain.observations(path, experiment), experiment)
-    of = {**of, "observations": sha256(path)}
-    restore_in_processes(path, domain, experiment, function, out / "images.h5", of, workers)
+    out = experiment.folder / "restore"
+    data = domain.observations(path, experiment)
+    of = {**domain.restoration(experiment), "observations": sha256(path)}
+    if is_made(out / "images.h5", of):
+        print(f"restore: {out / 'images.h5'} is there", file=sys.stderr)
+        return out
+    restore_in_processes(path, domain, experiment, domain.restorer(data, experiment), out / "images.h5", of, workers)
     return out
 
 
@@ -50,6 +54,10 @@ def em(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
     options = experiment.em
     clean = _clean(experiment, domain, data)
     assert options.clean is not None
+    # Before anything is trained: laps that belong to other options are not mixed with new ones.
+    sections = ("network", "objective", "pretrain", "data", "em")
+    grid = {"sample.sigma_max, sigma_min, rho": _grid(experiment)}
+    open_run(out, experiment, sections, {"clean": options.clean, "observations": path}, grid)
     run = _lap(experiment, domain, clean, out / "first", options.first, {"clean": options.clean}, None)
     for lap in range(1, options.laps + 1):
         folder = out / f"lap_{lap}"
@@ -63,7 +71,8 @@ def _lap(
     experiment: Experiment, domain: Domain, data: Images, out: Path, images: int, inputs: dict[str, Path], start: Path | None
 ) -> Path:
     """A teacher of these images, from the weights ``start`` on."""
-    lap = dataclasses.replace(experiment, pretrain=dataclasses.replace(experiment.pretrain, images=images))
+    warmup = min(experiment.pretrain.warmup, images // 10)
+    lap = dataclasses.replace(experiment, pretrain=dataclasses.replace(experiment.pretrain, images=images, warmup=warmup))
     return train_teacher(lap, domain, data, out, inputs, start)
 
 
@@ -82,20 +91,14 @@ def _clean(experiment: Experiment, domain: Domain, data: Observations) -> Images
             " or lower it."
         )
     used = names[: options.count]
-    volumes = {volume_of(name) for name in data.names}
-    both = [name for name in used if volume_of(name) in volumes]
+    volumes = {domain.volume_of(name) for name in data.names}
+    both = [name for name in used if domain.volume_of(name) in volumes]
     if both:
         raise UserError(
             f"{options.clean}: {len(both)} of its clean images are of what is learned from ({', '.join(both[:3])}). Take others: whoever"
             " has the clean images of the data needs no method."
         )
     return of_one_size(images[: options.count], used, data.law())
-
-
-def volume_of(name: str) -> str:
-    """Whose image it is: of a slice ``scan/3`` the scan, of a photograph itself."""
-    scan, slash, number = name.rpartition("/")
-    return scan if slash and number.isdecimal() else name
 
 
 def _expectation(
@@ -106,7 +109,7 @@ def _expectation(
         "prior": sha256(run / "model.safetensors"),
         "observations": sha256(path),
         "em": _sampling_of(experiment.em),
-        "levels": [experiment.sample.sigma_max, experiment.sample.sigma_min, experiment.sample.rho],
+        "levels": _grid(experiment),
         "seed": [experiment.seed, lap],
     }
     if not out.exists():
@@ -120,6 +123,10 @@ def _expectation(
 
         restore_all(data, draw, out, of, f"lap {lap}")
     return read_images(out, data, of)
+
+
+def _grid(experiment: Experiment) -> list[float]:
+    return [experiment.sample.sigma_max, experiment.sample.sigma_min, experiment.sample.rho]
 
 
 def _sampling_of(options: EMConfig) -> dict[str, Any]:
@@ -136,7 +143,8 @@ def draw_posterior(
     by_moments = options.method == "mmps"
     denoise = mmps(prior, obs, options.iterations, options.noise_floor) if by_moments else dps(prior, obs, options.scale)
     sigmas = levels(options.steps, grid.sigma_min, grid.sigma_max, grid.rho).to(obs.noise_std.device)
-    like = obs.operator.adjoint(obs.y[:1])
+    one = obs[:1]
+    like = one.operator.adjoint(one.y)
     dtype = torch.complex128 if domain.complex_images else torch.float64
     if options.sampler == "ancestral":
         return ancestral(denoise, generators, like.shape[1:], dtype, sigmas).to(like.dtype)

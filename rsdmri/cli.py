@@ -213,7 +213,11 @@ def restore_command(kind: type[Experiment], domain: Callable[[], "Domain"]) -> C
     workers = tyro.conf.arg(help="Processes; 0: one a core.")
 
     def restore(o: Any) -> None:
-        _say(_baselines().restore(o.experiment, domain(), o.out, o.workers) / "images.h5")
+        if o.out is not None:
+            raise UsageError(
+                "restore writes where pretrain looks for it, in RUNS/NAME/restore: choose the place with --runs and --name"
+            )
+        _say(_baselines().restore(o.experiment, domain(), o.workers) / "images.h5")
 
     return Command(
         "A rival: reconstruct the prepared data, for a teacher of the results (L1-EDM).",

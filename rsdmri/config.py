@@ -294,7 +294,7 @@ class EMConfig:
     laps: int = 4
     """Laps after the first model."""
     first: int = 30_000
-    """Images seen by the first model; the options are those of pretrain."""
+    """Images seen by the first model; the options are those of pretrain, with a warm-up of at most a tenth of it."""
     lap: int = 30_000
     """Images seen in the training of every lap, which goes on from the model before."""
     method: Literal["mmps", "dps"] = "mmps"
@@ -307,7 +307,7 @@ class EMConfig:
     iterations: int = 3
     """mmps: conjugate-gradient steps a level."""
     scale: float = 1.0
-    """dps: how far, in the norm of an image, a level moves its estimate towards the observation."""
+    """dps: how far, in the norm of an image, a level moves its estimate towards the observation; never beyond it."""
     noise_floor: float = 0.01
     """mmps: observations count as at least so noisy."""
 

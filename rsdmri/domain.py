@@ -99,11 +99,16 @@ class Domain(Protocol):
         """The law that a configuration describes, for networks that were trained elsewhere; it may need the prepared data."""
         ...
 
-    def restorer(self, data: Any, experiment: Any) -> tuple[Any, dict[str, Any]]:
-        """What makes images of observations without a learned prior, a picklable (Observation, indices) -> images, and what they depend on.
+    def volume_of(self, name: str) -> str:
+        """Whose image a sample is: of a slice the scan, of a photograph itself."""
+        ...
 
-        A :class:`UserError` where there is no such thing.
-        """
+    def restoration(self, experiment: Any) -> dict[str, Any]:
+        """The options on which images depend that are made of observations without a learned prior; a :class:`UserError` where none are."""
+        ...
+
+    def restorer(self, data: Any, experiment: Any) -> Any:
+        """What makes them: a picklable (Observation, indices) -> images."""
         ...
 
     def display(self, x: Image, law: Law) -> Tensor:

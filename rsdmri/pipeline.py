@@ -54,7 +54,7 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
     inputs = {"observations": path}
     if experiment.objective.learns_from == "restored":
         inputs["restored"] = experiment.folder / "restore" / "images.h5"
-        data = read_images(inputs["restored"], data, {"observations": sha256(path)})
+        data = read_images(inputs["restored"], data, {**domain.restoration(experiment), "observations": sha256(path)})
     return train_teacher(experiment, domain, data, out, inputs)
 
 

@@ -10,8 +10,9 @@ A posterior is a denoiser that wraps a denoiser: f(x_t, s) = E[x | x_t] becomes 
           f - scale (s^2 + sd^2) / sd^2 grad |y - A f|
 
 V is the covariance of x given x_t, and symmetric: products with it are products with the transposed Jacobian, which autograd gives. The
-norm of DPS is each sample's own (the public code of EM-Diffusion takes that of the batch, which couples its images). DPS was published for
-variance-preserving diffusion; the factor is what its step is in ours.
+norm of DPS is each sample's own (the public code of EM-Diffusion takes that of the batch, which couples its images). DPS was published
+for variance-preserving diffusion and a thousand levels, with the step taken on x_t; here it is taken on the estimate, scaled as in that
+diffusion, so that it counts by the level and not by their number, and is never longer than what is left of the observation.
 """
 
 from collections.abc import Callable
@@ -53,8 +54,8 @@ def dps(denoiser: Denoiser, obs: Observation, scale: float = 1.0) -> Denoise:
         f, pulled = _with_pullback(denoiser, x_t, sigma, obs)
         residual = _residual(obs, f)
         norm = sum_samples(squared(residual)).sqrt().clamp(min=1e-12)
-        # The gradient of the norm is -J^T A^H r / |r|.
-        factor = scale * (sigma**2 + prior) / prior / norm
+        # The gradient of the norm is -J^T A^H r / |r|. A step longer than the residual would leave the observation again.
+        factor = norm.clamp(max=scale) * (sigma**2 + prior) / prior / norm
         return f + per_sample(factor, f) * pulled(obs.operator.adjoint(residual))
 
     return denoise
@@ -77,6 +78,6 @@ def _with_pullback(denoiser: Denoiser, x_t: Image, sigma: PerSample, obs: Observ
 
     def pulled(u: Image) -> Image:
         (gradient,) = torch.autograd.grad(f, x, u.to(f.dtype), retain_graph=True)
-        return gradient.detach()
+        return gradient.detach() * obs.operator.support()  # as f is zero outside, so V must be on both sides
 
     return f.detach(), pulled

@@ -23,6 +23,7 @@ from .operators import Identity
 from .tensors import Image
 
 PART = 32  # observations in a part
+IN_MEMORY = 4 << 30  # bytes of images up to which they are held in memory
 
 Restore = Callable[[Observation, Sequence[int]], Image]  # observations and their places in the data set -> images
 
@@ -31,15 +32,16 @@ class Images:
     """A data set of images that are taken for clean, in the place of the observations they were made of."""
 
     def __init__(
-        self, images: Mapping[int, Image], names: Sequence[str], buckets: Mapping[Size, Sequence[int]], law: Law
+        self, places: Mapping[int, tuple[Any, int]], names: Sequence[str], buckets: Mapping[Size, Sequence[int]], law: Law
     ) -> None:
-        self.images, self.names, self.buckets, self._law = images, list(names), buckets, law
+        """``places``: of each sample the stack of images, a tensor or a data set of a file, and its row there."""
+        self.places, self.names, self.buckets, self._law = places, list(names), buckets, law
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.places)
 
     def batch(self, indices: Sequence[int]) -> Observation:
-        x = torch.stack([self.images[i] for i in indices])
+        x = torch.stack([torch.as_tensor(stack[row]) for stack, row in (self.places[i] for i in indices)])
         nothing = torch.zeros(len(x), dtype=x.real.dtype)
         return Observation(x, Identity(nothing), nothing)
 
@@ -51,7 +53,7 @@ class Images:
 def of_one_size(images: Image, names: Sequence[str], law: Law) -> Images:
     """Images (N, C, H, W) as a data set."""
     size = (images.shape[-2], images.shape[-1])
-    return Images(dict(enumerate(images)), names, {size: range(len(images))}, law)
+    return Images({row: (images, row) for row in range(len(images))}, names, {size: range(len(images))}, law)
 
 
 def restore_all(data: Observations, restore: Restore, out: Path, of: Mapping[str, Any], stage: str) -> None:
@@ -65,7 +67,7 @@ def restore_all(data: Observations, restore: Restore, out: Path, of: Mapping[str
         range(len(parts)),
         workers=1,
         stage=stage,
-        done=lambda number: _is_part(_part_path(out, number), of),
+        done=lambda number: is_made(_part_path(out, number), of),
         unit=f"x {PART} images",
         note=_nothing,
     )
@@ -76,7 +78,7 @@ def restore_in_processes(
     path: Path, domain: Domain, experiment: Any, restore: Restore, out: Path, of: Mapping[str, Any], workers: int
 ) -> None:
     """:func:`restore_all` over processes, each of which opens the data set at ``path`` by itself; ``restore`` must be picklable."""
-    parts = _parts(_opened(type(domain), path, experiment))
+    parts = _parts(_opened(type(domain), path, experiment, of["observations"]))
     run_files(
         partial(_part_in_process, domain=type(domain), path=path, experiment=experiment, restore=restore, out=out, of=of),
         range(len(parts)),
@@ -90,27 +92,33 @@ def restore_in_processes(
 
 
 def read_images(path: Path, data: Observations, of: Mapping[str, Any]) -> Images:
-    """The images of a data set; a :class:`UserError` if they are not there, or were not made as ``of`` says."""
-    images: dict[int, Image] = {}
+    """The images of a data set; a :class:`UserError` if they are not there, or were not made as ``of`` says.
+
+    In memory where they are small enough, else read from the file when they are asked for.
+    """
+    images: dict[int, tuple[Any, int]] = {}
     try:
-        with h5py.File(path, "r") as file:
-            if not json.loads(json.dumps(of)).items() <= json.loads(file.attrs["of"]).items():
-                raise UserError(f"{path}: made of other observations or with other options. Restore them again.")
-            for group in file.values():
-                stack = torch.from_numpy(group["images"][()])
-                images |= dict(zip(group["index"][()].tolist(), stack, strict=True))
+        file = h5py.File(path, "r")
+        found = json.loads(file.attrs["of"])
+        small = sum(group["images"].nbytes for group in file.values()) <= IN_MEMORY
+        for group in file.values():
+            stack = torch.from_numpy(group["images"][()]) if small else group["images"]
+            images |= {place: (stack, row) for row, place in enumerate(group["index"][()].tolist())}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Make it by the verb restore") from None
     except (OSError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a file of restored images ({error}). Restore them again.") from None
-    if sorted(images) != list(range(len(data))):
-        raise UserError(f"{path}: {len(images)} images of {len(data)} observations. Restore them again.")
+        raise UserError(f"{path}: not a file of restored images ({error}). Delete it, and restore again.") from None
+    wanted = json.loads(json.dumps(of))
+    changed = [f"{name} {found.get(name)} then, {value} now" for name, value in wanted.items() if found.get(name) != value]
+    if changed or sorted(images) != list(range(len(data))):
+        why = "; ".join(changed) or f"{len(images)} images of {len(data)} observations"
+        raise UserError(f"{path}: made of other observations or with other options ({why}). Restore them again.")
     return Images(images, data.names, data.buckets, data.law())
 
 
 @lru_cache(maxsize=1)
-def _opened(domain: type[Domain], path: Path, experiment: Any) -> Observations:
-    """The data set, opened once a process."""
+def _opened(domain: type[Domain], path: Path, experiment: Any, content: str) -> Observations:
+    """The data set of this ``content``, opened once a process."""
     return domain().observations(path, experiment)
 
 
@@ -126,7 +134,7 @@ def _part_path(out: Path, number: int) -> Path:
 def _part_in_process(
     number: int, *, domain: type[Domain], path: Path, experiment: Any, restore: Restore, out: Path, of: Mapping[str, Any]
 ) -> bool:
-    data = _opened(domain, path, experiment)
+    data = _opened(domain, path, experiment, of["observations"])
     return _write_part(_part_path(out, number), data, _parts(data)[number], restore, of)
 
 
@@ -141,10 +149,11 @@ def _write_part(path: Path, data: Observations, samples: Sequence[int], restore:
 
 
 def _done(number: int, out: Path, of: Mapping[str, Any]) -> bool:
-    return _is_part(_part_path(out, number), of)
+    return is_made(_part_path(out, number), of)
 
 
-def _is_part(path: Path, of: Mapping[str, Any]) -> bool:
+def is_made(path: Path, of: Mapping[str, Any]) -> bool:
+    """Whether a file of images, or a part of one, is there and was made as ``of`` says."""
     try:
         with h5py.File(path, "r") as file:
             return bool(file.attrs["of"] == json.dumps(of))
@@ -153,20 +162,23 @@ def _is_part(path: Path, of: Mapping[str, Any]) -> bool:
 
 
 def _join(out: Path, count: int, of: Mapping[str, Any]) -> None:
-    """All parts as one file, and the parts away."""
+    """All parts as one file, a part in memory at a time, and the parts away."""
+    rows: dict[str, int] = {}
     with atomic(out) as temporary, h5py.File(temporary, "w") as file:
-        found: dict[str, list[tuple[Any, Any]]] = {}
         for number in range(count):
             with h5py.File(_part_path(out, number), "r") as part:
-                images = part["images"][()]
-                found.setdefault(f"{images.shape[-2]}x{images.shape[-1]}", []).append((images, part["index"][()]))
-        for name, pieces in found.items():
-            rows = sum(len(index) for _, index in pieces)
-            images = file.create_dataset(f"{name}/images", (rows, *pieces[0][0].shape[1:]), pieces[0][0].dtype)
-            index, start = file.create_dataset(f"{name}/index", (rows,), "i8"), 0
-            for piece, places in pieces:
-                images[start : start + len(piece)], index[start : start + len(piece)] = piece, places
-                start += len(piece)
+                stack, places = part["images"][()], part["index"][()]
+            name = f"{stack.shape[-2]}x{stack.shape[-1]}"
+            if name not in file:
+                shape = stack.shape[1:]
+                file.create_dataset(f"{name}/images", (0, *shape), stack.dtype, maxshape=(None, *shape), chunks=(1, *shape))
+                file.create_dataset(f"{name}/index", (0,), "i8", maxshape=(None,))
+            start = rows.get(name, 0)
+            rows[name] = start + len(stack)
+            for key, values in (("images", stack), ("index", places)):
+                dataset = file[f"{name}/{key}"]
+                dataset.resize(rows[name], axis=0)
+                dataset[start:] = values
         file.attrs["of"] = json.dumps(of)
     shutil.rmtree(out.parent / "parts")
 

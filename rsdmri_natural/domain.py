@@ -221,8 +221,14 @@ class Natural:
             return self.observations(experiment.folder / "prepare" / "observations.h5", experiment).law()
         return law_of(experiment.data)
 
-    def restorer(self, data: NaturalObservations, experiment: NaturalExperiment) -> tuple[Any, dict[str, Any]]:
+    def volume_of(self, name: str) -> str:
+        return name
+
+    def restoration(self, experiment: NaturalExperiment) -> dict[str, Any]:
         raise UserError("photographs are not restored without a learned prior here; EM-Diffusion (the verb em) learns one")
+
+    def restorer(self, data: NaturalObservations, experiment: NaturalExperiment) -> Any:
+        return self.restoration(experiment)
 
     def display(self, x: Image, law: Law) -> Tensor:
         return ((x.clamp(-1, 1) + 1) * 127.5).round().movedim(1, -1) / 255

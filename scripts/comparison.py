@@ -89,13 +89,13 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
     return tree
 
 
-def finished(path: Path, experiment: Experiment) -> dict[str, Any] | None:
-    """The result of an experiment, if it is there."""
+def finished(path: Path, experiment: Experiment, key: str = "settings") -> dict[str, Any] | None:
+    """The result of an experiment, if it is there; its settings stand under ``key``."""
     if not path.exists():
         return None
     result = dict(read_json(path))
     wanted = settings_of(experiment)
-    if with_new_options(result["settings"], wanted, settings_of(type(experiment)())) != wanted:
+    if with_new_options(result[key], wanted, settings_of(type(experiment)())) != wanted:
         raise UserError(f"{path}: of other settings. Move it away, or take another folder with --results.")
     return result
 

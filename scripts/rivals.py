@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import teacher_of
-from comparison import best, cell, curve, job_parser, lengthened, seconds, settings_of, swd, values
+from comparison import best, cell, curve, finished, job_parser, lengthened, seconds, settings_of, swd, values
 from reproduce_small import ACCELERATIONS, NATURAL, draw_scans, experiment_of
 
 from rsdmri import baselines, pipeline
@@ -44,13 +44,12 @@ CLEAN_VOLUMES = 7  # drawn heads of eight slices: 56 clean images, of which EM-D
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One (row, rival, seed): the experiment of the row, and where the result goes."""
+    """One (row, rival, seed): the experiment of the row."""
 
     row: Experiment
     domain: Domain
     n: int
     name: str
-    path: Path
     options: argparse.Namespace
 
 
@@ -58,11 +57,14 @@ def l1(job: Job) -> dict[str, Any]:
     """The reconstructions in the place of the observations, and EDM on them."""
     experiment = _edm(job, learns_from="restored")
     observations = pipeline.observations_path(job.row)
-    if not (job.row.folder / "restore" / "images.h5").exists():
-        baselines.restore(experiment, job.domain, workers=1)
+    baselines.restore(experiment, job.domain, workers=1)
     data = job.domain.observations(observations, experiment)
     judge = pipeline.evaluator(experiment, job.domain, job.n)
-    images = read_images(job.row.folder / "restore" / "images.h5", data, {"observations": sha256(observations)})
+    images = read_images(
+        job.row.folder / "restore" / "images.h5",
+        data,
+        job.domain.restoration(experiment) | {"observations": sha256(observations)},
+    )
     restored = job.domain.display(images.batch(list(judge.row_samples)).y, judge.law)
     run = pipeline.pretrain(experiment, job.domain, job.row.folder / job.name)
     found = _trained(job, experiment, run, "L1-EDM")
@@ -181,16 +183,16 @@ def run_job(row: str, rival: str, seed: int, options: argparse.Namespace) -> Non
     """One job; a result that is there is left alone."""
     experiment, domain, n = experiment_of(row, seed, options.runs, options.images)
     path = options.results / f"{row}-{rival}-seed{seed}.json"
-    if path.exists():
+    if finished(path, experiment, "row") is not None:
         return
     if not pipeline.observations_path(experiment).exists():
         pipeline.prepare(experiment, domain)
-    result = action(rival)(Job(experiment, domain, n, rival, path, options))
-    write_json(path, {"name": f"{row}-{rival}", "seed": seed, "n": n, **result})
+    result = action(rival)(Job(experiment, domain, n, rival, options))
+    write_json(path, {"name": f"{row}-{rival}", "seed": seed, "n": n, "row": settings_of(experiment), **result})
 
 
 def table(folder: Path) -> str:
-    """What there is, in Markdown: the rows of reproduce_small.py and the rivals, mean and spread over the seeds that both have."""
+    """What there is, in Markdown: the rows of reproduce_small.py and the rivals, mean and spread over the seeds that each has."""
     lines = ["| corruption | row | swd | proximal swd | s of training | ms an image | seeds |", "|---" * 7 + "|"]
     for row in dict.fromkeys(row for row, _ in PAIRS):
         ours = [dict(read_json(path)) for path in sorted(folder.glob(f"{row}-seed*.json"))]

@@ -24,6 +24,7 @@ from rsdmri.restoring import read_images
 from rsdmri.settings import load_experiment, named_configs
 from rsdmri.training import read_log
 from rsdmri_natural.__main__ import APPLICATION as NATURAL
+from rsdmri_natural.domain import Natural
 
 pytestmark = pytest.mark.xdist_group("baselines")
 
@@ -68,6 +69,11 @@ def experiment_of(folder, **fields):
     return dataclasses.replace(experiment, runs=folder / "runs", **fields)
 
 
+def prepared_data(folder):
+    data = experiment_of(folder).data
+    return dataclasses.replace(data, kspace=(folder / "kspace",), maps=folder / "kspace_maps")
+
+
 # L1-EDM
 
 
@@ -98,15 +104,20 @@ def test_a_restoration_goes_on_where_it_was_stopped(place, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return obs.operator.adjoint(obs.y)
 
-    def failing(self, data, asked):
-        return broken, {"method": "test"}
-
-    monkeypatch.setattr(MRI, "restorer", failing)
+    shutil.copytree(place / "runs/small/prepare", tmp_path / "small/prepare")
+    experiment = dataclasses.replace(experiment, runs=tmp_path)
+    out = tmp_path / "small/restore"
+    monkeypatch.setattr(MRI, "restorer", lambda self, data, asked: broken)
     with pytest.raises(KeyboardInterrupt):
-        baselines.restore(experiment, MRI(), tmp_path, workers=1)
-    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["part_00000.h5"] and not (tmp_path / "images.h5").exists()
-    baselines.restore(experiment, MRI(), tmp_path, workers=1)
-    assert len(calls) == 3 and calls[1] == calls[2] and (tmp_path / "images.h5").exists()
+        baselines.restore(experiment, MRI(), workers=1)
+    assert [path.name for path in (out / "parts").iterdir()] == ["part_00000.h5"] and not (out / "images.h5").exists()
+    baselines.restore(experiment, MRI(), workers=1)
+    assert len(calls) == 3 and calls[1] == calls[2] and (out / "images.h5").exists()
+    baselines.restore(experiment, MRI(), workers=1)
+    assert len(calls) == 3  # it is there
+    pipeline.prepare(dataclasses.replace(experiment, seed=1, data=prepared_data(place)), MRI(), tmp_path / "small/prepare")
+    baselines.restore(experiment, MRI(), workers=1)
+    assert len(calls) == 5  # of other observations
 
 
 def test_a_teacher_of_restored_images(place, capsys):
@@ -131,12 +142,34 @@ def test_images_of_other_data_are_refused(place, tmp_path, capsys):
     run("restore", *flags(place), "--runs", other, "--workers", 1)
     run("prepare", *flags(place), "--runs", other, "--seed", 5)  # other masks
     run("pretrain", *where, "--seed", 5, code=1)
-    assert "made of other observations or with other options. Restore them again" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "made of other observations or with other options (observations" in said and "Restore them again" in said
 
 
-def test_photographs_have_nothing_to_be_restored_by(tmp_path, capsys):
-    assert run_command(NATURAL, "restore") == 2
-    assert "restore" in capsys.readouterr().err
+def test_other_options_of_restoring_are_noticed(place, capsys):
+    """The images were made by the default; a training that says otherwise would record what is not true."""
+    if not (place / "runs/small/restore/images.h5").exists():
+        run("restore", *flags(place), "--workers", 1)
+    restored = [*flags(place), "--objective.learns-from", "restored", "--out", place / "runs/small/other"]
+    run("pretrain", *restored, "--l1.lam", 0.3, code=1)
+    assert "lam 0.0005 then, 0.3 now" in capsys.readouterr().err
+    run("restore", *flags(place), "--out", place / "elsewhere", code=2)
+    assert "in RUNS/NAME/restore" in capsys.readouterr().err
+
+
+def test_photographs_have_nothing_to_be_restored_by():
+    with pytest.raises(UserError, match="photographs are not restored"):
+        Natural().restorer(None, None)
+
+
+def test_images_too_many_for_memory_are_read_from_the_file(place, monkeypatch):
+    if not (place / "runs/small/restore/images.h5").exists():
+        run("restore", *flags(place), "--workers", 1)
+    data = MRI().observations(place / "runs/small/prepare/observations.h5", experiment_of(place))
+    path = place / "runs/small/restore/images.h5"
+    held = read_images(path, data, {}).batch([3, 35, 0]).y
+    monkeypatch.setattr("rsdmri.restoring.IN_MEMORY", 0)
+    assert torch.equal(read_images(path, data, {}).batch([3, 35, 0]).y, held)
 
 
 @pytest.mark.parametrize("name", [name for name in named_configs() if name.startswith("mri/l1_r")])
@@ -192,6 +225,23 @@ def test_laps_are_not_done_again(laps, place):
     shutil.rmtree(laps / "lap_3")
 
 
+def test_laps_of_other_options_are_not_mixed(laps, place, capsys):
+    """Said before anything is trained: the laps that are there stay as they are."""
+    before = {path: path.stat().st_mtime_ns for path in laps.rglob("*") if path.is_file() and path.name != "config.yaml"}
+    clean = ["--em.clean", place / "runs/clean/prepare/references.h5"]
+    for flag, value in (("--em.count", 5), ("--em.first", 4800), ("--em.steps", 11), ("--sample.rho", 6)):
+        run("em", *flags(place), *clean, flag, value, code=1)
+        assert "holds a run with other settings" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in laps.rglob("*") if path.is_file() and path.name != "config.yaml"} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "domain", "volume"), [("scan/3", MRI, "scan"), ("x/y/12", MRI, "x/y"), ("train/3", Natural, "train/3")]
+)
+def test_whose_an_image_is(name, domain, volume):
+    assert domain().volume_of(name) == volume
+
+
 @pytest.mark.parametrize("method", ["mmps", "dps"])
 def test_em_on_photographs(method, tmp_path):
     np.savez(tmp_path / "pictures.npz", train=pictures(8), test=pictures(30)[8:])
@@ -234,8 +284,9 @@ def test_fewer_than_fifty_are_not_used_by_default():
 
 def test_broken_draws_are_named(place, tmp_path, monkeypatch):
     def nowhere(self, data, asked):
-        return lambda obs, samples: torch.full_like(obs.operator.adjoint(obs.y), float("nan")), {}
+        return lambda obs, samples: torch.full_like(obs.operator.adjoint(obs.y), float("nan"))
 
+    shutil.copytree(place / "runs/small/prepare", tmp_path / "small/prepare")
     monkeypatch.setattr(MRI, "restorer", nowhere)
     with pytest.raises(UserError, match="NaN or infinity in the image of phantom_0000/0"):
-        baselines.restore(experiment_of(place), MRI(), tmp_path, workers=1)
+        baselines.restore(dataclasses.replace(experiment_of(place), runs=tmp_path), MRI(), workers=1)

@@ -1,5 +1,8 @@
 """L1-wavelet and SENSE: as mathematics, against sigpy, and as a command on files."""
 
+import shutil
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -255,6 +258,88 @@ def test_what_is_done_is_not_done_again(scans, tmp_path):
     assert all(path.stat().st_mtime_ns != before[path.name] for path in tmp_path.iterdir())
 
 
+def test_other_maps_are_other_images(scans, tmp_path):
+    shutil.copytree(scans / "maps", tmp_path / "maps")
+    fields = {"maps": tmp_path / "maps"}
+    reconstruct_files([scans / "0.h5"], tmp_path / "out", config(scans, **fields))
+    before = images_of(tmp_path / "out" / "0.h5")[0]
+    estimate_files([scans / "0.h5"], tmp_path / "maps", EspiritConfig(workers=1, calib=8, crop=0.5))
+    reconstruct_files([scans / "0.h5"], tmp_path / "out", config(scans, **fields))
+    assert not np.array_equal(images_of(tmp_path / "out" / "0.h5")[0], before)
+
+
+def test_options_of_masks_alone_change_nothing(scans, tmp_path):
+    reconstruct_files([scans / "0.h5"], tmp_path, config(scans))
+    before = (tmp_path / "0.h5").stat().st_mtime_ns
+    reconstruct_files([scans / "0.h5"], tmp_path, config(scans, seed=3, acs=4))
+    assert (tmp_path / "0.h5").stat().st_mtime_ns == before
+
+
+def test_files_for_viewers_are_never_of_an_earlier_reconstruction(scans, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    pydicom = pytest.importorskip("pydicom")
+
+    def shown():
+        return np.asarray(nibabel.load(tmp_path / "0.nii.gz").dataobj).transpose(2, 1, 0)[:, ::-1]
+
+    def uid():
+        return pydicom.dcmread(tmp_path / "0.dicom" / "0001.dcm").SOPInstanceUID
+
+    reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=0.1, nifti=True, dicom=True))
+    first, number = shown(), uid()
+    reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=0.001))
+    assert not (tmp_path / "0.nii.gz").exists() and not (tmp_path / "0.dicom").exists()
+    reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=0.001, nifti=True, dicom=True))
+    assert np.array_equal(shown(), images_of(tmp_path / "0.h5")[0]) and not np.array_equal(shown(), first)
+    assert uid() != number  # other pixels, another identity
+
+
+def test_a_folder_of_something_else_is_left_alone(scans, tmp_path):
+    pytest.importorskip("pydicom")
+    (tmp_path / "0.dicom").mkdir()
+    (tmp_path / "0.dicom" / "precious.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"precious\.txt: not of an earlier reconstruction"):
+        reconstruct_files([scans / "0.h5"], tmp_path, config(scans, dicom=True))
+    assert (tmp_path / "0.dicom" / "precious.txt").read_text() == "mine"
+
+
+def test_a_missing_package_is_said_before_the_work(scans, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(UserError, match="nibabel is needed to write it: pip install"):
+        reconstruct_files([scans], tmp_path / "out", config(scans, nifti=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_warnings_are_said_although_others_fail(scans, tmp_path, capsys):
+    shutil.copytree(scans / "maps", tmp_path / "maps")
+    (tmp_path / "maps" / "0.maps.h5").unlink()
+    with pytest.raises(UserError, match="1 of 3 files failed"):
+        reconstruct_files([scans], tmp_path / "out", config(scans, maps=tmp_path / "maps"))
+    assert "1 slices without signal are zero" in capsys.readouterr().err
+
+
+def test_swapped_scans_come_out_as_their_targets(scans, tmp_path):
+    """The phase encoding first, as in some repacked files: the image lies as the file's own."""
+    (tmp_path / "scans").mkdir()
+    path = tmp_path / "scans" / "0.h5"
+    path.write_bytes((scans / "0.h5").read_bytes())
+    with h5py.File(path, "a") as file:
+        kspace, target = file["kspace"][()], file["reconstruction_rss"][()][:, :30]
+        for name, values in (("kspace", kspace.swapaxes(-1, -2)), ("reconstruction_rss", target.swapaxes(-1, -2))):
+            del file[name]
+            file[name] = values
+    estimate_files([path], tmp_path / "maps", EspiritConfig(workers=1, calib=8))
+    reconstruct_files([path], tmp_path / "out", config(scans, maps=tmp_path / "maps"))
+    assert images_of(tmp_path / "out" / "0.h5")[0].shape == target.swapaxes(-1, -2).shape == (2, 40, 30)
+
+
+def test_maps_that_are_too_strong_are_refused():
+    operator, y, _ = problem()
+    with pytest.raises(UserError, match="maps of a power of up to 4"):
+        l1_wavelet(MultiCoilMRI(2 * operator.maps, operator.mask), y, 1e-3)
+    assert len(l1_wavelet(operator[:0], y[:0], 1e-3)) == 0
+
+
 def test_nifti_and_dicom_are_the_same_images(scans, tmp_path):
     nibabel = pytest.importorskip("nibabel")
     pydicom = pytest.importorskip("pydicom")
@@ -262,11 +347,11 @@ def test_nifti_and_dicom_are_the_same_images(scans, tmp_path):
     reconstruct_files([scans / "0.h5"], tmp_path, config(scans, nifti=True, dicom=True))  # they were missing: made now
     volume, _ = images_of(tmp_path / "0.h5")
     asked = SimulateConfig(size=(40, 40))
-    (stack, _), *others = read_volumes(tmp_path / "0", asked).values()
+    (stack, _), *others = read_volumes(tmp_path / "0.dicom", asked).values()
     assert not others and np.allclose(stack, volume, atol=volume.max() / 60000)
     # As viewers show a file without orientation: the first axis to the right of the screen, the second upwards.
     assert np.array_equal(np.asarray(nibabel.load(tmp_path / "0.nii.gz").dataobj).transpose(2, 1, 0)[:, ::-1], volume)
-    slices = [pydicom.dcmread(path) for path in sorted((tmp_path / "0").iterdir())]
+    slices = [pydicom.dcmread(path) for path in sorted((tmp_path / "0.dicom").iterdir())]
     assert (
         len({data.SOPInstanceUID for data in slices}) == 2 == len(slices)
         and len({data.SeriesInstanceUID for data in slices}) == 1
@@ -331,6 +416,7 @@ def test_scans_are_not_overwritten(scans):
         (["--lam", "0"], "lam must be above 0 for l1"),
         (["--lam", "-1", "--method", "sense"], "lam must not be negative"),
         (["--method", "sense", "--lam", "auto"], "for l1 alone"),
+        (["--backend", "sigpy", "--levels", "3"], "levels cannot be chosen with the backend sigpy"),
         (["--iterations", "0"], "iterations must be at least 1"),
         (["--accel", "0.5"], "accel must be at least 1"),
     ],

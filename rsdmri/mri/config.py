@@ -69,7 +69,7 @@ class L1Config:
     """At most so many."""
 
     def __post_init__(self) -> None:
-        require(not isinstance(self.lam, float) or self.lam > 0, "l1.lam must be above 0")
+        require(not isinstance(self.lam, int | float) or self.lam > 0, "l1.lam must be above 0")
         require(self.levels is None or self.levels >= 1, "l1.levels must be at least 1")
         require(self.iterations >= 1, "l1.iterations must be at least 1")
 
@@ -197,7 +197,7 @@ class ReconstructConfig:
     nifti: bool = False
     """Also write <stem>.nii.gz (extra [io])."""
     dicom: bool = False
-    """Also write a folder <stem> of DICOM secondary captures, without anything about a patient (extra [io])."""
+    """Also write a folder <stem>.dicom of DICOM secondary captures, without anything about a patient (extra [io])."""
     singlecoil: bool = False
     """The scans are single-coil files (slices, H, W)."""
     workers: int = 0
@@ -208,10 +208,11 @@ class ReconstructConfig:
     def __post_init__(self) -> None:
         require(self.accel is None or self.accel >= 1, "accel must be at least 1")
         require(self.acs is None or self.acs >= 0, "acs must not be negative")
-        if isinstance(self.lam, float) and self.method == "l1":
-            require(self.lam > 0, "lam must be above 0 for l1; without a penalty, take --method sense")
-        require(not isinstance(self.lam, float) or self.lam >= 0, "lam must not be negative")
+        if isinstance(self.lam, int | float):
+            require(self.method != "l1" or self.lam > 0, "lam must be above 0 for l1; without a penalty, take --method sense")
+            require(self.lam >= 0, "lam must not be negative")
         require(self.method == "l1" or (self.lam != "auto" and self.backend == "torch"), "lam auto and sigpy are for l1 alone")
+        require(self.backend == "torch" or self.levels is None, "levels cannot be chosen with the backend sigpy")
         require(self.levels is None or self.levels >= 1, "levels must be at least 1")
         require(self.iterations is None or self.iterations >= 1, "iterations must be at least 1")
         require(self.tolerance >= 0 and self.seed >= 0 and self.workers >= 0, "tolerance, seed and workers must not be negative")

@@ -11,6 +11,7 @@ import h5py
 import torch
 from torch import Tensor
 
+from ..config import to_tree
 from ..domain import Law, Size
 from ..errors import UserError
 from ..files import atomic
@@ -238,17 +239,26 @@ class MRI:
         # Coil maps come with the data.
         return self.observations(experiment.folder / "prepare" / "observations.h5", experiment).law()
 
-    def restorer(self, data: MRIObservations, experiment: MRIExperiment) -> tuple[Any, dict[str, Any]]:
-        options = experiment.l1
+    def volume_of(self, name: str) -> str:
+        return name.rpartition("/")[0]
+
+    def restoration(self, experiment: MRIExperiment) -> dict[str, Any]:
+        options = to_tree(experiment.l1)
+        return {
+            "method": "l1",
+            **options,
+            "lam": default_lam(experiment.data.accel) if options["lam"] is None else options["lam"],
+        }
+
+    def restorer(self, data: MRIObservations, experiment: MRIExperiment) -> Any:
+        options, lam = experiment.l1, self.restoration(experiment)["lam"]
         wavelet = Wavelet(options.wavelet, options.levels)
-        lam = default_lam(float(data.attributes["accel"])) if options.lam is None else options.lam
         if lam == "auto":
             bucket = next(iter(data.buckets.values()))
             some = data.batch(bucket[:: -(-len(bucket) // CHOOSING)])
             assert isinstance(some.operator, MultiCoilMRI)
             lam = choose_lam(some.operator, some.y, wavelet, options.iterations)
-        of = {"method": "l1", "lam": lam, "wavelet": wavelet.name, "levels": wavelet.levels, "iterations": options.iterations}
-        return partial(restored, lam=lam, wavelet=wavelet, iterations=options.iterations), of
+        return partial(restored, lam=lam, wavelet=wavelet, iterations=options.iterations)
 
     def display(self, x: Image, law: Law) -> Tensor:
         assert isinstance(law, MRILaw)

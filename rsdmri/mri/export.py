@@ -28,7 +28,7 @@ def write_reconstruction(path: Path, volume: NDArray[np.float32], attributes: Ma
 
 def write_nifti(path: Path, volume: NDArray[np.float32], voxel: Voxel | None) -> None:
     """A volume (slices, h, w) as NIfTI, the first row of each slice on top."""
-    nibabel = _needed("nibabel", path)
+    nibabel = needed("nibabel", path)
     down, right, through = voxel or (1.0, 1.0, 1.0)
     image = nibabel.Nifti1Image(volume.transpose(2, 1, 0)[:, ::-1], None)  # no affine: both codes are 0
     image.header.set_zooms((right, down, through))
@@ -39,8 +39,8 @@ def write_nifti(path: Path, volume: NDArray[np.float32], voxel: Voxel | None) ->
 
 
 def write_dicom(folder: Path, volume: NDArray[np.float32], voxel: Voxel | None, made: str, source: str) -> None:
-    """A volume (slices, h, w) as DICOM secondary captures ``0001.dcm``, ...; their numbers are a function of ``source``."""
-    _needed("pydicom", folder)
+    """A volume (slices, h, w) as DICOM secondary captures ``0001.dcm``, ...; their UIDs are a function of ``source``, all that made them."""
+    needed("pydicom", folder)
     folder.mkdir(parents=True, exist_ok=True)
     top = float(volume.max()) or 1.0
     for number, image in enumerate(volume, 1):
@@ -81,7 +81,7 @@ def _secondary_capture(pixels: NDArray[np.uint16], top: float, number: int, voxe
     return data
 
 
-def _needed(package: str, path: Path) -> Any:
+def needed(package: str, path: Path) -> Any:
     """A package of the extra [io]."""
     import importlib
 

@@ -51,6 +51,8 @@ class KSpace:
     """Of the file; ``kspace`` may hold fewer."""
     voxel: tuple[float, float, float] | None = None
     """Millimetres along H, W and the slice, of the image that the scanner shows, where the header says them."""
+    swapped: bool = False
+    """Whether the file has the phase encoding first, and H and W were swapped."""
 
     @property
     def name(self) -> str:
@@ -202,6 +204,7 @@ def _scan(path: Path, source: Source, kspace: np.ndarray, singlecoil: bool) -> K
         format=source.format,
         slices=source.slices,
         voxel=source.voxel,
+        swapped=swapped,
     )
 
 

@@ -3,6 +3,7 @@
 What is done is skipped, by the content of the scan and the parameters.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from ..config import ObjectiveConfig, to_tree
 from ..errors import UserError
-from ..jobs import Outcome, default_shard, run_files, say_warnings, shard, short
+from ..files import sha256
+from ..jobs import FilesFailed, Outcome, default_shard, run_files, say_warnings, shard, short
 from ..tensors import squared
 from .config import MRIData, MRIExperiment, ReconstructConfig
-from .export import write_dicom, write_nifti, write_reconstruction
+from .export import Voxel, needed, write_dicom, write_nifti, write_reconstruction
 from .fourier import crop
-from .maps import Maps, made_from, read_maps, scan_hash
+from .maps import Maps, made_from, maps_path, read_maps
 from .masks import kept_acs
 from .operators import MultiCoilMRI
 from .prepare import mask_of
@@ -30,8 +32,9 @@ from .readers import KSpace, find_files, read, require_own_names
 from .reconstruction import choose_lam, default_lam, l1_wavelet, sense, sigpy_l1_wavelet
 from .wavelets import Wavelet
 
-#: Options that do not change the images.
+#: Options that do not change the images; of the maps, their content counts.
 FREE = ("workers", "shard", "maps", "nifti", "dicom")
+OF_MASKS = ("acs", "mask", "seed")  # without --accel they change nothing, either
 ITERATIONS = {"torch": 50, "sigpy": 100}
 
 
@@ -40,17 +43,24 @@ def reconstruct_files(paths: Sequence[Path], out: Path, config: ReconstructConfi
     files = require_own_names(find_files(paths))
     if out.resolve() in {file.parent.resolve() for file in files}:
         raise UserError(f"--out {out}: the scans lie there, and their images have the same names. Choose another folder.")
+    # What is missing is said before hours of work.
     if config.method == "l1":
-        Wavelet(config.wavelet, config.levels)  # a name that does not exist is said before hours of work
+        Wavelet(config.wavelet, config.levels)
+    for package in [*(["nibabel"] if config.nifti else []), *(["pydicom"] if config.dicom else [])]:
+        needed(package, out)
     mine = shard(files, config.shard or default_shard(os.environ))
-    outcomes = run_files(
-        partial(reconstruct_file, out=out, config=config),
-        mine,
-        workers=config.workers,
-        stage="reconstruct",
-        done=partial(is_done, out=out, config=config),
-        note=short,
-    )
+    try:
+        outcomes = run_files(
+            partial(reconstruct_file, out=out, config=config),
+            mine,
+            workers=config.workers,
+            stage="reconstruct",
+            done=partial(is_done, out=out, config=config),
+            note=short,
+        )
+    except FilesFailed as error:
+        say_warnings("reconstruct", error.results)
+        raise
     say_warnings("reconstruct", outcomes)
     before = len(mine) - len(outcomes)
     print(f"reconstruct: {len(outcomes)} scans now, {before} were there; images are in {out}", file=sys.stderr)
@@ -70,13 +80,20 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
         images, lam = _images(scan, maps, mask, config)
     except UserError as error:
         raise UserError(f"{path}: {error}".replace(f"{path}: {path}: ", f"{path}: ")) from None
-    volume = crop(images, scan.recon_size).numpy()
+    volume, voxel = crop(images, scan.recon_size).numpy(), scan.voxel
+    if scan.swapped:  # as the file and its target have it
+        volume, voxel = volume.swapaxes(-1, -2), voxel and (voxel[1], voxel[0], voxel[2])
     acceleration = _acceleration(scan, mask)
-    attributes = _parameters(config) | made_from(path) | {"lam": lam, "acceleration": acceleration}
+    attributes = _depends_on(path, config) | {"lam": lam, "acceleration": acceleration}
+    attributes |= {"nifti": config.nifti, "dicom": config.dicom}
+    nifti, dicom = _others(path, out)
+    nifti.unlink(missing_ok=True)  # of an earlier reconstruction
+    _remove_dicom(dicom)
     if config.nifti:
-        write_nifti(out / f"{path.stem}.nii.gz", volume, scan.voxel)
+        write_nifti(nifti, volume, voxel)
     if config.dicom:
-        _write_dicom(out / path.stem, volume, scan, f"{config.method}, R = {acceleration:.3g}, lambda {lam:g}")
+        made = f"{config.method}, R = {acceleration:.3g}, lambda {lam:g}"
+        _write_dicom(dicom, volume, voxel, made, json.dumps(_depends_on(path, config)))
     write_reconstruction(_place(path, out), volume, attributes)  # last: what is there is complete
     empty = int((~maps.valid).sum())
     notes = (*scan.notes, *([f"{empty} slices without signal are zero"] if empty else []))
@@ -101,7 +118,8 @@ def _images(scan: KSpace, maps: Maps, mask: Tensor, config: ReconstructConfig) -
 def _lam(operator: MultiCoilMRI, y: Tensor, acceleration: float, config: ReconstructConfig) -> float:
     if config.lam == "auto":
         middle = len(y) // 2
-        return choose_lam(operator[middle : middle + 1], y[middle : middle + 1], Wavelet(config.wavelet, config.levels))
+        one = operator[middle : middle + 1], y[middle : middle + 1]
+        return choose_lam(*one, Wavelet(config.wavelet, config.levels), config.iterations or ITERATIONS["torch"])
     if config.lam is None:
         return default_lam(acceleration) if config.method == "l1" else 0.0
     return config.lam
@@ -140,32 +158,51 @@ def _place(path: Path, out: Path) -> Path:
     return out / f"{path.stem}.h5"
 
 
-def _write_dicom(folder: Path, volume: Any, scan: KSpace, made: str) -> None:
+def _others(path: Path, out: Path) -> tuple[Path, Path]:
+    """Where NIfTI and DICOM go."""
+    return out / f"{path.stem}.nii.gz", out / f"{path.stem}.dicom"
+
+
+def _write_dicom(folder: Path, volume: Any, voxel: Voxel | None, made: str, source: str) -> None:
     """A folder that appears whole."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    write_dicom(unfinished, volume, scan.voxel, made, scan_hash(scan.path))
-    shutil.rmtree(folder, ignore_errors=True)
+    write_dicom(unfinished, volume, voxel, made, source)
     unfinished.rename(folder)
 
 
+def _remove_dicom(folder: Path) -> None:
+    """The folder of an earlier reconstruction; a :class:`UserError` if anything else is in it."""
+    if not folder.exists():
+        return
+    other = (
+        [path for path in folder.iterdir() if not (path.suffix == ".dcm" and path.stem.isdecimal())]
+        if folder.is_dir()
+        else [folder]
+    )
+    if other:
+        raise UserError(
+            f"{other[0]}: not of an earlier reconstruction, and {folder} is replaced. Move it, or choose another --out."
+        )
+    shutil.rmtree(folder)
+
+
 def is_done(path: Path, out: Path, config: ReconstructConfig) -> bool:
-    """Whether the images of this very file exist with these parameters, in every form that is asked for."""
-    wanted = [*([out / f"{path.stem}.nii.gz"] if config.nifti else []), *([out / path.stem] if config.dicom else [])]
+    """Whether the images of this very file and its maps exist with these parameters, in every form that is asked for."""
+    nifti, dicom = _others(path, out)
     try:
         with h5py.File(_place(path, out), "r") as file:
             attributes: Mapping[str, Any] = dict(file.attrs)
-        parameters = {**_parameters(config), "source_size": path.stat().st_size}
-        same = all(attributes.get(name) == value for name, value in parameters.items())
-        return same and all(place.exists() for place in wanted) and attributes.get("source_sha256") == scan_hash(path)
+        forms = [(config.nifti, nifti, "nifti"), (config.dicom, dicom, "dicom")]
+        there = all(place.exists() and attributes.get(name) for asked, place, name in forms if asked)
+        return there and all(attributes.get(name) == value for name, value in _depends_on(path, config).items())
     except OSError:  # no such file, or a broken one: made again
         return False
 
 
-def _parameters(config: ReconstructConfig) -> dict[str, Any]:
-    """What the images depend on, as it was asked for."""
-    tree = {f"asked_{name}": value for name, value in to_tree(config).items() if name not in FREE}
-    return {name: "default" if value is None else value for name, value in tree.items()}
-
-
-__all__ = ["is_done", "reconstruct_file", "reconstruct_files"]
+def _depends_on(path: Path, config: ReconstructConfig) -> dict[str, Any]:
+    """What the images depend on: the options as they were asked for, the scan, and its maps."""
+    left_out = (*FREE, *(OF_MASKS if config.accel is None else ()))
+    asked = {f"asked_{name}": value for name, value in to_tree(config).items() if name not in left_out}
+    options = {name: "default" if value is None else value for name, value in asked.items()}
+    return options | made_from(path) | {"maps_sha256": sha256(maps_path(config.maps, path))}

@@ -23,6 +23,7 @@ from .wavelets import Wavelet
 T = TypeVar("T")
 
 SHIFT_STREAM = 12  # the purpose of the generator of the circular shifts
+LOOSE = 0.01  # by which the power of maps may exceed 1, rounding and the files of other programs included
 EARLIEST = 10  # iterations before an image may be finished
 WARM, MOMENTUM = 10, 20.0  # iterations of SENSE before, and t of FISTA at the start
 HELD_STREAM = 13  # and of the one that holds samples back
@@ -59,6 +60,11 @@ def l1_wavelet(
     """
     if not lam > 0:
         raise UserError(f"lam {lam:g}: L1-wavelet needs a weight above 0; without one, reconstruct with SENSE")
+    if not len(y):
+        return y.new_zeros(0, operator.maps.shape[1] if operator.maps.ndim == 5 else 1, *y.shape[-2:])
+    power = float(squared(operator.maps).sum(-3).max())
+    if power > 1 + LOOSE:
+        raise UserError(f"maps of a power of up to {power:.3g} at a pixel: sum_k |S_k|^2 must be at most 1, as ESPIRiT's is")
     wavelet = wavelet or Wavelet()
     if len(y) > 1 and y.device.type == "cpu":
         # One image stays in the cache, a batch does not: by itself, each takes a third of the time.
@@ -137,7 +143,7 @@ def _held_back(mask: Tensor) -> Tensor:
     outside[rows, columns] = False
     free = (mask.cpu() & outside).flatten(1)
     if not bool(free.any(1).all()):
-        raise UserError("lam auto: no column outside the centre of k-space that could be held back; give --lam")
+        raise UserError("lam auto: no column outside the centre of k-space that could be held back; give a number")
     lots = torch.rand(free.shape, generator=make_generator(0, HELD_STREAM)) * free
     order = lots.argsort(1, descending=True).argsort(1)  # 0 for the first of the lot
     count = (HELD * free.sum(1, keepdim=True)).ceil()

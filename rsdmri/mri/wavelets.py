@@ -24,8 +24,9 @@ Shift = tuple[int, int]
 class Wavelet:
     """A two-dimensional transform with the filters of PyWavelets' ``name``.
 
-    ``levels`` None: as many as leave the coarsest image at least 16 pixels wide. Images whose sides are no multiples of 2^levels are filled
-    up with zeros, and cut back by the inverse. Raises :class:`UserError` for a name that does not exist or is not orthogonal.
+    ``levels`` None: as many as leave the coarsest image at least 16 pixels wide, and at least one. Images whose sides are no multiples of
+    2^levels are filled up with zeros, and cut back by the inverse. Raises :class:`UserError` for a name that does not exist or is not
+    orthogonal.
     """
 
     name: str = "db4"
@@ -56,7 +57,8 @@ class Wavelet:
     def shrink(self, x: Image, threshold: PerSample, shift: Shift = (0, 0)) -> Image:
         """Images (B, C, H, W) with all details made smaller by ``threshold`` (B,) in magnitude, those below it zero.
 
-        The proximal map of threshold |W x|_1, W the details; the coarsest image is left alone, because it is not sparse.
+        The proximal map of threshold |W x|_1, W the details; the coarsest image is left alone, because it is not sparse. (Nearly, where
+        sides are no multiples of 2^levels: W then is not onto.)
         """
         size = (x.shape[-2], x.shape[-1])
         c = self._analysed(_planes(x), shift)
