@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from .config import Experiment, ImportConfig, to_tree
+from .config import Experiment, to_tree
 from .errors import NotWritable, UsageError, UserError, did_you_mean
 from .files import not_writable
-from .settings import load_experiment, named_configs, read_yaml, validate
+from .settings import load_experiment, named_configs, validate
 
 if TYPE_CHECKING:
-    from .domain import Domain
+    pass
 
 
 HELP_WIDTH = 80
@@ -70,187 +70,6 @@ class Common:
     """Print the resolved configuration and stop."""
     dry_run: bool = False
     """Check the configuration, say where the results would go, and stop."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Import:
-    """Options of ``import``."""
-
-    checkpoint: tyro.conf.Positional[Path]
-    """The file: a pickle of EDM, SiD or Ambient Diffusion, or a state dict of torch.save. Nothing in it is executed."""
-    out: Path
-    """The run folder that is made: a teacher to distil from, or a generator to sample."""
-    options: Annotated[ImportConfig, tyro.conf.arg(name="")] = field(default_factory=ImportConfig)
-
-
-def _import(options: Import) -> None:
-    from .importing import import_checkpoint
-
-    _say(import_checkpoint(options.checkpoint, options.out, options.options))
-
-
-IMPORT = Command(
-    "Turn a published checkpoint (EDM, SiD, Ambient Diffusion, Ambient Diffusion MRI) into a run.",
-    Import,
-    _import,
-    "network-snapshot.pkl --out runs/published/pretrain",
-)
-
-
-def _on_experiment(kind: type[Experiment]) -> type[Any]:
-    """The options of a verb on an experiment: --data.accel, not --experiment.data.accel."""
-    fields = [("experiment", Annotated[kind, tyro.conf.arg(name="")])]
-    return dataclasses.make_dataclass("OnExperiment", fields, bases=(Common,), frozen=True, kw_only=True)
-
-
-def _with_field(base: type[Any], name: str, kind: Any, default: Any) -> type[Any]:
-    """These options and one more."""
-    fields = [(name, kind, dataclasses.field(default=default))]
-    return dataclasses.make_dataclass(name.title(), fields, bases=(base,), frozen=True, kw_only=True)
-
-
-def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) -> dict[str, Command]:
-    """The verbs that every application has; ``domain`` imports and makes it when a verb runs."""
-    base = _on_experiment(kind)
-
-    def with_field(name: str, kind: Any, default: Any) -> type[Any]:
-        return _with_field(base, name, kind, default)
-
-    def asked(help: str) -> Any:
-        return tyro.conf.arg(help=help)
-
-    teacher = asked("Run folder of the teacher, or one of its snapshots; by default RUNS/NAME/pretrain.")
-    run_help = asked("Run folder of a generator or a teacher; by default the generator's, else the teacher's of the experiment.")
-    more = asked("More rows, each NAME=samples.h5, such as teacher+=runs/long/pretrain/samples.h5.")
-    folders = asked("Folders of experiments (RUNS/NAME); by default that of the configuration.")
-
-    def prepare(o: Any) -> None:
-        _say(_pipeline().prepare(o.experiment, domain(), o.out) / "observations.h5")
-
-    def pretrain(o: Any) -> None:
-        _say(_pipeline().pretrain(o.experiment, domain(), o.out))
-
-    def distill(o: Any) -> None:
-        _say(_pipeline().distill(o.experiment, domain(), o.out, o.teacher))
-
-    def em(o: Any) -> None:
-        _say(_baselines().em(o.experiment, domain(), o.out))
-
-    def sample(o: Any) -> None:
-        _say(_pipeline().sample(o.experiment, domain(), o.out, o.run) / "samples.h5")
-
-    def evaluate(o: Any) -> None:
-        _say(_pipeline().evaluate(o.experiment, domain(), o.out, _rows(o.samples)) / "metrics.json")
-
-    def report(o: Any) -> None:
-        if o.out is not None and len(o.runs) > 1:
-            raise UsageError(f"--out takes one report, and {len(o.runs)} folders are given: each has its own without --out")
-        for experiment in [_of_folder(kind, path) for path in o.runs] or [o.experiment]:
-            _say(_pipeline().report(experiment, domain(), o.out) / "report.html")
-
-    return {
-        "prepare": Command("Turn the data into the fixed corrupted data set.", base, prepare, "--config mine.yaml", "prepare"),
-        "pretrain": Command(
-            "Phase I: train a diffusion teacher on corrupted observations.",
-            base,
-            pretrain,
-            "--config mine.yaml --pretrain.lr 2e-4",
-            "pretrain",
-        ),
-        "distill": Command(
-            "Phase II: distil the teacher into a one-step generator.",
-            with_field("teacher", Annotated[Path | None, teacher], None),
-            distill,
-            "--config mine.yaml --teacher runs/mine/pretrain",
-            "distill",
-        ),
-        "em": Command(
-            "A rival: EM-Diffusion, from a few clean images and the corrupted observations.",
-            base,
-            em,
-            "--config mine.yaml --objective.kind standard --em.clean runs/clean/prepare/references.h5",
-            "em",
-        ),
-        "sample": Command(
-            "Make images with the generator or the teacher.",
-            with_field("run", Annotated[Path | None, run_help], None),
-            sample,
-            "--config mine.yaml --sample.n 1000",
-            "the folder of the run, by default distill, else pretrain",
-        ),
-        "evaluate": Command(
-            "Measure observations, teacher and generator, with and without references.",
-            with_field("samples", Annotated[tuple[str, ...], more], ()),
-            evaluate,
-            "--config mine.yaml",
-            "evaluate",
-        ),
-        "report": Command(
-            "Write report.html and report.json of an experiment.",
-            with_field("runs", Annotated[tyro.conf.Positional[tuple[Path, ...]], folders], ()),
-            report,
-            "runs/mine",
-            "report.html",
-        ),
-        "import": IMPORT,
-    }
-
-
-def _pipeline() -> Any:
-    from . import pipeline  # torch comes with it
-
-    return pipeline
-
-
-def _baselines() -> Any:
-    from . import baselines
-
-    return baselines
-
-
-def restore_command(kind: type[Experiment], domain: Callable[[], "Domain"]) -> Command:
-    """The verb of applications that make images of observations without a learned prior."""
-    workers = tyro.conf.arg(help="Processes; 0: one a core.")
-
-    def restore(o: Any) -> None:
-        if o.out is not None:
-            raise UsageError(
-                "restore writes where pretrain looks for it, in RUNS/NAME/restore: choose the place with --runs and --name"
-            )
-        _say(_baselines().restore(o.experiment, domain(), o.workers) / "images.h5")
-
-    return Command(
-        "A rival: reconstruct the prepared data, for a teacher of the results (L1-EDM).",
-        _with_field(_on_experiment(kind), "workers", Annotated[int, workers], 0),
-        restore,
-        "--config mri/l1_r4",
-        "restore",
-    )
-
-
-def _say(result: Path) -> None:
-    """The one line of standard output: what was made."""
-    print(result)
-
-
-def _rows(samples: Sequence[str]) -> dict[str, Path]:
-    rows = {}
-    for text in samples:
-        name, equals, path = text.partition("=")
-        if not equals:
-            raise UsageError(f"--samples {text}: expected NAME=PATH")
-        rows[name] = Path(path)
-    return rows
-
-
-def _of_folder(kind: type[Experiment], folder: Path) -> Experiment:
-    """The experiment whose verbs wrote into RUNS/NAME, as its latest run resolved it."""
-    for name in ("distill", "pretrain", "prepare"):
-        if (folder / name / "config.yaml").exists():
-            tree = read_yaml(folder / name / "config.yaml")
-            path = folder.resolve()
-            return validate(kind, {**tree, "runs": str(path.parent), "name": path.name}, str(folder))
-    raise UsageError(f"{folder}: no experiment here (no prepare, pretrain or distill folder with a config.yaml)")
 
 
 def run(application: Application, arguments: Sequence[str], verb: str | None = None) -> int:

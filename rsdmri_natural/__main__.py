@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from rsdmri import cli
+from rsdmri import cli, verbs
 
 from .config import FacesConfig, NaturalExperiment
 
@@ -46,7 +46,7 @@ APPLICATION = cli.Application(
         "simulate": cli.Command(
             "Draw faces to try the other verbs on.", Simulate, _simulate, "--n 2000 --size 32 --out faces.npz"
         ),
-        **cli.experiment_commands(NaturalExperiment, _domain),
+        **verbs.experiment_commands(NaturalExperiment, _domain),
     },
 )
 

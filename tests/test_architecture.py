@@ -22,6 +22,7 @@ ROWS = [
     {"pipeline"},
     {"baselines"},
     {"cli"},
+    {"verbs"},
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 DOMAIN = RANK["domain"]

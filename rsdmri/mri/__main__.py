@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from .. import cli, settings
+from .. import cli, settings, verbs
 from ..errors import UsageError
 from .config import EspiritConfig, MRIExperiment, ReconstructConfig, SimulateConfig
 
@@ -147,8 +147,8 @@ APPLICATION = cli.Application(
             _reconstruct,
             "scans/ --maps runs/mri-r4/espirit --out l1",
         ),
-        **cli.experiment_commands(MRIExperiment, _domain),
-        "restore": cli.restore_command(MRIExperiment, _domain),
+        **verbs.experiment_commands(MRIExperiment, _domain),
+        "restore": verbs.restore_command(MRIExperiment, _domain),
     },
 )
 
