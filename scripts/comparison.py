@@ -27,7 +27,7 @@ from rsdmri.generation import read_samples
 from rsdmri.runs import with_new_options
 from rsdmri.training import read_log
 
-PLACES = ("kspace", "maps", "references", "images")  # fields of the data sections
+PLACES = ("kspace", "maps", "references", "images", "clean")  # fields of the sections data and em
 ROWS = ("observation", "full", "teacher", "teacher+", "rsd")
 
 
@@ -85,8 +85,10 @@ def best(curve: dict[str, Any], images: int) -> str:
 def settings_of(experiment: Experiment) -> dict[str, Any]:
     """What a result depends on; not where the data lie."""
     tree = {name: part for name, part in to_tree(experiment).items() if name not in ("runs", "device")}
-    tree["data"] = {name: value for name, value in tree["data"].items() if name not in PLACES}
-    return tree
+    return {
+        name: {key: value for key, value in part.items() if key not in PLACES} if name in ("data", "em") else part
+        for name, part in tree.items()
+    }
 
 
 def finished(path: Path, experiment: Experiment, key: str = "settings") -> dict[str, Any] | None:
