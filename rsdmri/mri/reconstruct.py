@@ -71,7 +71,7 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
     scan = read(path, singlecoil=config.singlecoil)
     maps = read_maps(config.maps, path)
     maps.check_source(path)
-    if maps.maps.shape[-2:] != scan.kspace.shape[-2:] or len(maps.maps) != len(scan.kspace):
+    if maps.maps.shape[-3:] != scan.kspace.shape[1:] or len(maps.maps) != len(scan.kspace):
         raise UserError(
             f"{path}: k-space {tuple(scan.kspace.shape)} and its maps {tuple(maps.maps.shape)} differ; run rsdmri-espirit again"
         )
