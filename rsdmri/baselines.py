@@ -23,7 +23,7 @@ from .files import sha256
 from .observations import Observation
 from .pipeline import observations_path, train_teacher
 from .posterior import dps, mmps
-from .restoring import Images, is_made, of_one_size, read_images, restore_all, restore_in_processes
+from .restoring import Images, is_made, of_one_size, read_images, restore_all
 from .runs import device_of, open_run
 from .sampling import ancestral, heun, levels, noises
 from .tensors import Image, make_generator
@@ -31,7 +31,7 @@ from .tensors import Image, make_generator
 POSTERIOR_STREAM = 14  # the purpose of the generators that draw an observation's image
 
 
-def restore(experiment: Experiment, domain: Domain, workers: int = 0) -> Path:
+def restore(experiment: Experiment, domain: Domain) -> Path:
     """Observations -> RUNS/NAME/restore/images.h5, by what the application has without a learned prior (MRI: L1-wavelet)."""
     path = observations_path(experiment)
     out = experiment.folder / "restore"
@@ -40,7 +40,7 @@ def restore(experiment: Experiment, domain: Domain, workers: int = 0) -> Path:
     if is_made(out / "images.h5", of):
         print(f"restore: {out / 'images.h5'} is there", file=sys.stderr)
         return out
-    restore_in_processes(path, domain, experiment, domain.restorer(data, experiment), out / "images.h5", of, workers)
+    restore_all(data, domain.restorer(data, experiment), out / "images.h5", of, "restore")
     return out
 
 

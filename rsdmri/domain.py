@@ -108,7 +108,7 @@ class Domain(Protocol):
         ...
 
     def restorer(self, data: Any, experiment: Any) -> Any:
-        """What makes them: a picklable (Observation, indices) -> images."""
+        """What makes them: (Observation, indices) -> images."""
         ...
 
     def display(self, x: Image, law: Law) -> Tensor:

@@ -7,14 +7,13 @@ parts, each of which appears whole; a run that was stopped goes on with the part
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import torch
 
-from .domain import Domain, Law, Observations, Size
+from .domain import Law, Observations, Size
 from .errors import UserError
 from .files import atomic
 from .jobs import run_files
@@ -59,7 +58,7 @@ def of_one_size(images: Image, names: Sequence[str], law: Law) -> Images:
 def restore_all(data: Observations, restore: Restore, out: Path, of: Mapping[str, Any], stage: str) -> None:
     """Writes ``out``, the images of all observations; ``of`` says what they depend on, and parts that were made of other things are not used.
 
-    In this process; :func:`restore_in_processes` is the same in many.
+    In one process: what restores a part uses all cores, or the GPU.
     """
     parts = _parts(data)
     run_files(
@@ -69,24 +68,6 @@ def restore_all(data: Observations, restore: Restore, out: Path, of: Mapping[str
         stage=stage,
         done=lambda number: is_made(_part_path(out, number), of),
         unit=f"x {PART} images",
-        note=_nothing,
-    )
-    _join(out, len(parts), of)
-
-
-def restore_in_processes(
-    path: Path, domain: Domain, experiment: Any, restore: Restore, out: Path, of: Mapping[str, Any], workers: int
-) -> None:
-    """:func:`restore_all` over processes, each of which opens the data set at ``path`` by itself; ``restore`` must be picklable."""
-    parts = _parts(_opened(type(domain), path, experiment, of["observations"]))
-    run_files(
-        partial(_part_in_process, domain=type(domain), path=path, experiment=experiment, restore=restore, out=out, of=of),
-        range(len(parts)),
-        workers=workers,
-        stage="restore",
-        done=partial(_done, out=out, of=of),
-        unit=f"x {PART} images",
-        note=_nothing,
     )
     _join(out, len(parts), of)
 
@@ -116,12 +97,6 @@ def read_images(path: Path, data: Observations, of: Mapping[str, Any]) -> Images
     return Images(images, data.names, data.buckets, data.law())
 
 
-@lru_cache(maxsize=1)
-def _opened(domain: type[Domain], path: Path, experiment: Any, content: str) -> Observations:
-    """The data set of this ``content``, opened once a process."""
-    return domain().observations(path, experiment)
-
-
 def _parts(data: Observations) -> list[Sequence[int]]:
     """The samples of each part, all of one size."""
     return [bucket[start : start + PART] for bucket in data.buckets.values() for start in range(0, len(bucket), PART)]
@@ -131,25 +106,14 @@ def _part_path(out: Path, number: int) -> Path:
     return out.parent / "parts" / f"part_{number:05d}.h5"
 
 
-def _part_in_process(
-    number: int, *, domain: type[Domain], path: Path, experiment: Any, restore: Restore, out: Path, of: Mapping[str, Any]
-) -> bool:
-    data = _opened(domain, path, experiment, of["observations"])
-    return _write_part(_part_path(out, number), data, _parts(data)[number], restore, of)
-
-
-def _write_part(path: Path, data: Observations, samples: Sequence[int], restore: Restore, of: Mapping[str, Any]) -> bool:
+def _write_part(path: Path, data: Observations, samples: Sequence[int], restore: Restore, of: Mapping[str, Any]) -> str:
     images = restore(data.batch(samples), samples).cpu()
     if not torch.isfinite(torch.view_as_real(images) if images.is_complex() else images).all():
         raise UserError(f"NaN or infinity in the image of {data.names[samples[0]]} or one of the {len(samples) - 1} after it")
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file["images"], file["index"] = images.numpy(), list(samples)
         file.attrs["of"] = json.dumps(of)
-    return True
-
-
-def _done(number: int, out: Path, of: Mapping[str, Any]) -> bool:
-    return is_made(_part_path(out, number), of)
+    return ""  # nothing to say of it
 
 
 def is_made(path: Path, of: Mapping[str, Any]) -> bool:
@@ -181,7 +145,3 @@ def _join(out: Path, count: int, of: Mapping[str, Any]) -> None:
                 dataset[start:] = values
         file.attrs["of"] = json.dumps(of)
     shutil.rmtree(out.parent / "parts")
-
-
-def _nothing(result: bool) -> str:
-    return ""

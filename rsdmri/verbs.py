@@ -155,18 +155,17 @@ def _baselines() -> Any:
 
 def restore_command(kind: type[Experiment], domain: Callable[[], "Domain"]) -> Command:
     """The verb of applications that make images of observations without a learned prior."""
-    workers = tyro.conf.arg(help="Processes; 0: one a core.")
 
     def restore(o: Any) -> None:
         if o.out is not None:
             raise UsageError(
                 "restore writes where pretrain looks for it, in RUNS/NAME/restore: choose the place with --runs and --name"
             )
-        _say(_baselines().restore(o.experiment, domain(), o.workers) / "images.h5")
+        _say(_baselines().restore(o.experiment, domain()) / "images.h5")
 
     return Command(
         "A rival: reconstruct the prepared data, for a teacher of the results (L1-EDM).",
-        _with_field(_on_experiment(kind), "workers", Annotated[int, workers], 0),
+        _on_experiment(kind),
         restore,
         "--config mri/l1_r4",
         "restore",

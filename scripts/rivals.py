@@ -57,7 +57,7 @@ def l1(job: Job) -> dict[str, Any]:
     """The reconstructions in the place of the observations, and EDM on them."""
     experiment = _edm(job, learns_from="restored")
     observations = pipeline.observations_path(job.row)
-    baselines.restore(experiment, job.domain, workers=1)
+    baselines.restore(experiment, job.domain)
     data = job.domain.observations(observations, experiment)
     judge = pipeline.evaluator(experiment, job.domain, job.n)
     images = read_images(

@@ -78,7 +78,7 @@ def prepared_data(folder):
 
 
 def test_restored_images_are_those_of_the_method(place):
-    run("restore", *flags(place), "--workers", 1)
+    run("restore", *flags(place))
     path = place / "runs/small/restore/images.h5"
     experiment = experiment_of(place)
     data = MRI().observations(place / "runs/small/prepare/observations.h5", experiment)
@@ -109,20 +109,20 @@ def test_a_restoration_goes_on_where_it_was_stopped(place, tmp_path, monkeypatch
     out = tmp_path / "small/restore"
     monkeypatch.setattr(MRI, "restorer", lambda self, data, asked: broken)
     with pytest.raises(KeyboardInterrupt):
-        baselines.restore(experiment, MRI(), workers=1)
+        baselines.restore(experiment, MRI())
     assert [path.name for path in (out / "parts").iterdir()] == ["part_00000.h5"] and not (out / "images.h5").exists()
-    baselines.restore(experiment, MRI(), workers=1)
+    baselines.restore(experiment, MRI())
     assert len(calls) == 3 and calls[1] == calls[2] and (out / "images.h5").exists()
-    baselines.restore(experiment, MRI(), workers=1)
+    baselines.restore(experiment, MRI())
     assert len(calls) == 3  # it is there
     pipeline.prepare(dataclasses.replace(experiment, seed=1, data=prepared_data(place)), MRI(), tmp_path / "small/prepare")
-    baselines.restore(experiment, MRI(), workers=1)
+    baselines.restore(experiment, MRI())
     assert len(calls) == 5  # of other observations
 
 
 def test_a_teacher_of_restored_images(place, capsys):
     if not (place / "runs/small/restore/images.h5").exists():
-        run("restore", *flags(place), "--workers", 1)
+        run("restore", *flags(place))
     restored = [*flags(place), "--objective.learns-from", "restored"]
     run("pretrain", *restored, "--out", place / "runs/small/l1")
     assert not load_description(place / "runs/small/l1").masked
@@ -139,7 +139,7 @@ def test_images_of_other_data_are_refused(place, tmp_path, capsys):
     where = [*flags(place), "--runs", other, "--objective.learns-from", "restored"]
     run("pretrain", *where, code=1)
     assert "no such file. Make it by the verb restore" in capsys.readouterr().err
-    run("restore", *flags(place), "--runs", other, "--workers", 1)
+    run("restore", *flags(place), "--runs", other)
     run("prepare", *flags(place), "--runs", other, "--seed", 5)  # other masks
     run("pretrain", *where, "--seed", 5, code=1)
     said = capsys.readouterr().err
@@ -149,7 +149,7 @@ def test_images_of_other_data_are_refused(place, tmp_path, capsys):
 def test_other_options_of_restoring_are_noticed(place, capsys):
     """The images were made by the default; a training that says otherwise would record what is not true."""
     if not (place / "runs/small/restore/images.h5").exists():
-        run("restore", *flags(place), "--workers", 1)
+        run("restore", *flags(place))
     restored = [*flags(place), "--objective.learns-from", "restored", "--out", place / "runs/small/other"]
     run("pretrain", *restored, "--l1.lam", 0.3, code=1)
     assert "lam 0.0005 then, 0.3 now" in capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_photographs_have_nothing_to_be_restored_by():
 
 def test_images_too_many_for_memory_are_read_from_the_file(place, monkeypatch):
     if not (place / "runs/small/restore/images.h5").exists():
-        run("restore", *flags(place), "--workers", 1)
+        run("restore", *flags(place))
     data = MRI().observations(place / "runs/small/prepare/observations.h5", experiment_of(place))
     path = place / "runs/small/restore/images.h5"
     held = read_images(path, data, {}).batch([3, 35, 0]).y
@@ -289,4 +289,4 @@ def test_broken_draws_are_named(place, tmp_path, monkeypatch):
     shutil.copytree(place / "runs/small/prepare", tmp_path / "small/prepare")
     monkeypatch.setattr(MRI, "restorer", nowhere)
     with pytest.raises(UserError, match="NaN or infinity in the image of phantom_0000/0"):
-        baselines.restore(dataclasses.replace(experiment_of(place), runs=tmp_path), MRI(), workers=1)
+        baselines.restore(dataclasses.replace(experiment_of(place), runs=tmp_path), MRI())
