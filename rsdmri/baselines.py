@@ -21,7 +21,7 @@ from .domain import Domain, Observations
 from .errors import UsageError, UserError
 from .files import sha256
 from .observations import Observation
-from .pipeline import observations_path, train_teacher
+from .pipeline import observations_path, restored_of, restored_path, train_teacher
 from .posterior import dps, mmps
 from .restoring import Images, is_made, of_one_size, read_images, restore_all
 from .runs import device_of, open_run
@@ -33,15 +33,13 @@ POSTERIOR_STREAM = 14  # the purpose of the generators that draw an observation'
 
 def restore(experiment: Experiment, domain: Domain) -> Path:
     """Observations -> RUNS/NAME/restore/images.h5, by what the application has without a learned prior (MRI: L1-wavelet)."""
-    path = observations_path(experiment)
-    out = experiment.folder / "restore"
-    data = domain.observations(path, experiment)
-    of = {**domain.restoration(experiment), "observations": sha256(path)}
-    if is_made(out / "images.h5", of):
-        print(f"restore: {out / 'images.h5'} is there", file=sys.stderr)
-        return out
-    restore_all(data, domain.restorer(data, experiment), out / "images.h5", of, "restore")
-    return out
+    data = domain.observations(observations_path(experiment), experiment)
+    path, of = restored_path(experiment), restored_of(experiment, domain)
+    if is_made(path, of):
+        print(f"restore: {path} is there", file=sys.stderr)
+    else:
+        restore_all(data, domain.restorer(data, experiment), path, of, "restore")
+    return path
 
 
 def em(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:

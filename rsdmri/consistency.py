@@ -15,8 +15,9 @@ from . import noise
 from .denoiser import Denoiser
 from .objectives import Objective
 from .observations import Observation
+from .sampling import reverse_step
 from .solvers import inner
-from .tensors import Image, PerSample, per_sample, randn_like
+from .tensors import Image, PerSample, randn_like
 
 LOWEST = 2e-3  # no level below is asked for
 
@@ -41,7 +42,6 @@ def _reverse(denoiser: Denoiser, x: Image, sigma: PerSample, lower: PerSample, s
     now = sigma
     for step in range(steps):
         then = now * (lower / now) ** (1 / (steps - step))
-        f, kept = denoiser(x, now), (then / now) ** 2
-        x = f + per_sample(kept, x) * (x - f) + per_sample(then * (1 - kept).clamp(min=0).sqrt(), x) * randn_like(x, generator)
+        x = reverse_step(x, denoiser(x, now), now, then, randn_like(x, generator))
         now = then
     return x

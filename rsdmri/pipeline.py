@@ -53,8 +53,8 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
     data: Observations = domain.observations(path, experiment)
     inputs = {"observations": path}
     if experiment.objective.learns_from == "restored":
-        inputs["restored"] = experiment.folder / "restore" / "images.h5"
-        data = read_images(inputs["restored"], data, {**domain.restoration(experiment), "observations": sha256(path)})
+        inputs["restored"] = restored_path(experiment)
+        data = read_images(inputs["restored"], data, restored_of(experiment, domain))
     return train_teacher(experiment, domain, data, out, inputs)
 
 
@@ -271,6 +271,16 @@ def load(run: Path | str, domain: Domain, experiment: Experiment, weights: Path 
 def observations_path(experiment: Experiment) -> Path:
     """The prepared data of an experiment."""
     return experiment.folder / "prepare" / "observations.h5"
+
+
+def restored_path(experiment: Experiment) -> Path:
+    """What the verb restore makes of them."""
+    return experiment.folder / "restore" / "images.h5"
+
+
+def restored_of(experiment: Experiment, domain: Domain) -> dict[str, Any]:
+    """What restored images depend on."""
+    return {**domain.restoration(experiment), "observations": sha256(observations_path(experiment))}
 
 
 def _finished(out: Path, images: int) -> bool:

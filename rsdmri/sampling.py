@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .noise import karras
-from .tensors import Image, make_generator, randn
+from .tensors import Image, make_generator, per_sample, randn
 
 Denoise: TypeAlias = Callable[[Image, Tensor], Image]  # (x_t, sigma (B,)) -> f(x_t, sigma)
 
@@ -80,9 +80,14 @@ def ancestral(
         f = denoise(x, now.expand(len(x)))
         if then == 0:
             return f
-        kept = (then / now) ** 2
-        x = f + kept * (x - f) + then * (1 - kept).sqrt() * noises(generators, shape, dtype).to(device)
+        x = reverse_step(x, f, now, then, noises(generators, shape, dtype).to(device))
     return x
+
+
+def reverse_step(x: Image, f: Image, now: Tensor, then: Tensor, eps: Image) -> Image:
+    """One step of :func:`ancestral` from level ``now`` to ``then``, each of one for all samples or (B,)."""
+    kept = (then / now) ** 2
+    return f + per_sample(kept, x) * (x - f) + per_sample(then * (1 - kept).clamp(min=0).sqrt(), x) * eps
 
 
 SAMPLERS = {"heun": heun, "euler": euler}

@@ -48,18 +48,13 @@ def _on_experiment(kind: type[Experiment]) -> type[Any]:
     return dataclasses.make_dataclass("OnExperiment", fields, bases=(Common,), frozen=True, kw_only=True)
 
 
-def _with_field(base: type[Any], name: str, kind: Any, default: Any) -> type[Any]:
-    """These options and one more."""
-    fields = [(name, kind, dataclasses.field(default=default))]
-    return dataclasses.make_dataclass(name.title(), fields, bases=(base,), frozen=True, kw_only=True)
-
-
 def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) -> dict[str, Command]:
     """The verbs that every application has; ``domain`` imports and makes it when a verb runs."""
     base = _on_experiment(kind)
 
     def with_field(name: str, kind: Any, default: Any) -> type[Any]:
-        return _with_field(base, name, kind, default)
+        fields = [(name, kind, dataclasses.field(default=default))]
+        return dataclasses.make_dataclass(name.title(), fields, bases=(base,), frozen=True, kw_only=True)
 
     def asked(help: str) -> Any:
         return tyro.conf.arg(help=help)
@@ -161,7 +156,7 @@ def restore_command(kind: type[Experiment], domain: Callable[[], "Domain"]) -> C
             raise UsageError(
                 "restore writes where pretrain looks for it, in RUNS/NAME/restore: choose the place with --runs and --name"
             )
-        _say(_baselines().restore(o.experiment, domain()) / "images.h5")
+        _say(_baselines().restore(o.experiment, domain()))
 
     return Command(
         "A rival: reconstruct the prepared data, for a teacher of the results (L1-EDM).",

@@ -25,6 +25,7 @@ from rsdmri.evaluation import Evaluator
 from rsdmri.files import read_json, write_json
 from rsdmri.generation import read_samples
 from rsdmri.runs import with_new_options
+from rsdmri.tensors import Image
 from rsdmri.training import read_log
 
 PLACES = ("kspace", "maps", "references", "images", "clean")  # fields of the sections data and em
@@ -66,10 +67,15 @@ def curve(experiment: Experiment, domain: Domain, judge: Evaluator, run: Path, n
     for images, weights in snapshots(run).items():
         if str(images) not in found:
             samples = pipeline.load(run, domain, experiment, weights).sample(range(judge.n))
-            found[str(images)] = {"metrics": judge.true(samples), "proximal": judge.proximal(samples, range(judge.n))}
+            found[str(images)] = scored(judge, samples)
             write_json(path, {"of": of, "scores": found})
             print(f"  {run.parent.name}/{run.name} {name} {images}: swd {swd(found[str(images)]):.1f}", flush=True)
     return found
+
+
+def scored(judge: Evaluator, samples: Image) -> dict[str, Any]:
+    """Both distances of images that were drawn with the seeds from 0 on."""
+    return {"metrics": judge.true(samples), "proximal": judge.proximal(samples, range(judge.n))}
 
 
 def swd(scores: Any) -> float:

@@ -64,10 +64,19 @@ def experiment_of(row: str, seed: int, runs: Path, images: Path | None, plus: fl
 
 def draw_scans(runs: Path) -> None:
     """100 drawn heads, hardly any noise, and their coil maps; what is there is not made again."""
-    rsdmri = [sys.executable, "-m", "rsdmri.mri"]
-    drawn = ["--phantoms", "100", "--size", "32", "32", "--phase", "0.3", "--snr", "1000", "--out", str(runs / "kspace")]
-    subprocess.run([*rsdmri, "simulate", *drawn], check=True)
-    subprocess.run([*rsdmri, "espirit", str(runs / "kspace"), "--out", str(runs / "espirit")], check=True)
+    draw_heads(runs / "kspace", 100)
+    make_maps(runs / "kspace", runs / "espirit")
+
+
+def draw_heads(out: Path, volumes: int, seed: int = 0) -> None:
+    """Drawn heads of 32 x 32 as scans of eight coils."""
+    drawn = ["--phantoms", str(volumes), "--size", "32", "32", "--phase", "0.3", "--snr", "1000", "--seed", str(seed)]
+    subprocess.run([sys.executable, "-m", "rsdmri.mri", "simulate", *drawn, "--out", str(out)], check=True)
+
+
+def make_maps(scans: Path, out: Path) -> None:
+    """Their coil maps."""
+    subprocess.run([sys.executable, "-m", "rsdmri.mri", "espirit", str(scans), "--out", str(out)], check=True)
 
 
 def table(folder: Path, rows: Sequence[str]) -> str:

@@ -14,20 +14,19 @@ stopped; what is done is read.
 
 import argparse
 import dataclasses
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ablations import teacher_of
-from comparison import best, cell, curve, finished, job_parser, lengthened, seconds, settings_of, swd, values
-from reproduce_small import ACCELERATIONS, NATURAL, draw_scans, experiment_of
+from comparison import best, cell, curve, finished, job_parser, lengthened, scored, seconds, settings_of, swd, values
+from reproduce_small import ACCELERATIONS, NATURAL, draw_heads, draw_scans, experiment_of, make_maps
 
 from rsdmri import baselines, pipeline
 from rsdmri.config import EMConfig, Experiment
 from rsdmri.domain import Domain
-from rsdmri.files import read_json, sha256, write_json
+from rsdmri.files import read_json, write_json
 from rsdmri.generation import read_samples
 from rsdmri.restoring import read_images
 from rsdmri.training import read_log
@@ -56,15 +55,10 @@ class Job:
 def l1(job: Job) -> dict[str, Any]:
     """The reconstructions in the place of the observations, and EDM on them."""
     experiment = _edm(job, learns_from="restored")
-    observations = pipeline.observations_path(job.row)
-    baselines.restore(experiment, job.domain)
-    data = job.domain.observations(observations, experiment)
+    path = baselines.restore(experiment, job.domain)
+    data = job.domain.observations(pipeline.observations_path(experiment), experiment)
     judge = pipeline.evaluator(experiment, job.domain, job.n)
-    images = read_images(
-        job.row.folder / "restore" / "images.h5",
-        data,
-        job.domain.restoration(experiment) | {"observations": sha256(observations)},
-    )
+    images = read_images(path, data, pipeline.restored_of(experiment, job.domain))
     restored = job.domain.display(images.batch(list(judge.row_samples)).y, judge.law)
     run = pipeline.pretrain(experiment, job.domain, job.row.folder / job.name)
     found = _trained(job, experiment, run, "L1-EDM")
@@ -81,10 +75,9 @@ def em(job: Job) -> dict[str, Any]:
     judge = pipeline.evaluator(experiment, job.domain, job.n)
     laps = [f"lap_{lap}" for lap in range(1, options.laps + 1)]
     runs = {name: job.row.folder / job.name / name for name in ("first", *laps)}
-    scores = {}
-    for name, run in runs.items():
-        samples = pipeline.load(run, job.domain, experiment).sample(range(judge.n))
-        scores[name] = {"metrics": judge.true(samples), "proximal": judge.proximal(samples, range(judge.n))}
+    scores = {
+        name: scored(judge, pipeline.load(run, job.domain, experiment).sample(range(judge.n))) for name, run in runs.items()
+    }
     chosen = min(laps, key=lambda name: swd(scores[name]))
     took = sum(read_log(run / "metrics.jsonl")[-1]["seconds"] for run in runs.values())
     return {
@@ -157,12 +150,10 @@ def _clean_images(job: Job) -> Path:
         return path
     data: Any = job.row.data  # type: ignore[attr-defined]
     if job.row.name.startswith("mri"):
-        rsdmri = [sys.executable, "-m", "rsdmri.mri"]
-        drawn = ["--phantoms", str(CLEAN_VOLUMES), "--size", "32", "32", "--phase", "0.3", "--snr", "1000", "--seed", "1000"]
-        subprocess.run([*rsdmri, "simulate", *drawn, "--out", str(runs / "clean")], check=True)
+        draw_heads(runs / "clean", CLEAN_VOLUMES, seed=1000)
         for scan in sorted((runs / "clean").glob("phantom_*.h5")):
             scan.rename(scan.with_name(scan.name.replace("phantom", "clean")))  # volumes are known by their names
-        subprocess.run([*rsdmri, "espirit", str(runs / "clean"), "--out", str(runs / "clean_maps")], check=True)
+        make_maps(runs / "clean", runs / "clean_maps")
         data = dataclasses.replace(data, kspace=(runs / "clean",), maps=runs / "clean_maps", accel=1.0)
     else:
         data = dataclasses.replace(data, split="test", corruption="noise", noise_std=0.0)

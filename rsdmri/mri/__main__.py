@@ -80,22 +80,23 @@ def _simulate(options: Simulate) -> None:
     simulate(options.options, options.images, options.out)
 
 
-def _espirit(options: Espirit) -> None:
+def _one_thread() -> None:
+    """Before numpy is imported: workers fill the cores, and many threads on the small arrays of a slice only wait for each other."""
     from ..jobs import ONE_THREAD
 
-    # Before numpy is imported: many threads on the small matrices of ESPIRiT only wait for each other.
     for name, value in ONE_THREAD.items():
         os.environ.setdefault(name, value)
+
+
+def _espirit(options: Espirit) -> None:
+    _one_thread()
     from .estimate import estimate_files
 
     estimate_files(list(options.paths), options.out, options.options)
 
 
 def _reconstruct(options: Reconstruct) -> None:
-    from ..jobs import ONE_THREAD
-
-    for name, value in ONE_THREAD.items():
-        os.environ.setdefault(name, value)
+    _one_thread()
     from .reconstruct import reconstruct_files
 
     reconstruct_files(list(options.paths), options.out, options.options)

@@ -44,6 +44,14 @@ class Maps:
                 f"{scan}: its coil maps were made from another file of this name. Run rsdmri-espirit again for this one."
             )
 
+    def check_shape(self, scan: Path, kspace: Tensor) -> None:
+        """Raises a :class:`UserError` unless they are maps of these slices, coils and matrix, of one set or of several."""
+        shape = (len(self.maps), *self.maps.shape[-3:])
+        if shape != tuple(kspace.shape):
+            raise UserError(
+                f"{scan}: k-space {tuple(kspace.shape)} and its maps {tuple(self.maps.shape)} differ; run rsdmri-espirit again"
+            )
+
 
 def scan_hash(scan: Path) -> str:
     """The SHA-256 of a scan; of BART's pairs, of both files."""

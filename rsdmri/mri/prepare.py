@@ -90,10 +90,7 @@ def slices(file: Path, maps_folder: Path, experiment: MRIExperiment) -> Iterator
         raise UserError(
             f"{file}: its maps have {maps.maps.shape[1]} sets, and training takes one: run rsdmri-espirit with --sets 1"
         )
-    if maps.maps.shape != scan.kspace.shape:
-        raise UserError(
-            f"{file}: k-space {tuple(scan.kspace.shape)} and its maps {tuple(maps.maps.shape)} differ; run rsdmri-espirit again"
-        )
+    maps.check_shape(file, scan.kspace)
     level = noise_level(scan, experiment.data.noise_std)
     scan, sensitivities = conditioned(dataclasses.replace(scan, noise_std=level.std), maps.maps, experiment.data)
     assert scan.noise_std is not None

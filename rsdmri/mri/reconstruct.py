@@ -71,10 +71,7 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
     scan = read(path, singlecoil=config.singlecoil)
     maps = read_maps(config.maps, path)
     maps.check_source(path)
-    if maps.maps.shape[-3:] != scan.kspace.shape[1:] or len(maps.maps) != len(scan.kspace):
-        raise UserError(
-            f"{path}: k-space {tuple(scan.kspace.shape)} and its maps {tuple(maps.maps.shape)} differ; run rsdmri-espirit again"
-        )
+    maps.check_shape(path, scan.kspace)
     try:
         mask = _mask(scan, config)
         images, lam = _images(scan, maps, mask, config)
@@ -84,8 +81,8 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
     if scan.swapped:  # as the file and its target have it
         volume, voxel = volume.swapaxes(-1, -2), voxel and (voxel[1], voxel[0], voxel[2])
     acceleration = _acceleration(scan, mask)
-    attributes = _depends_on(path, config) | {"lam": lam, "acceleration": acceleration}
-    attributes |= {"nifti": config.nifti, "dicom": config.dicom}
+    depends_on = _depends_on(path, config)
+    found = {"lam": lam, "acceleration": acceleration, "nifti": config.nifti, "dicom": config.dicom}
     nifti, dicom = _others(path, out)
     nifti.unlink(missing_ok=True)  # of an earlier reconstruction
     _remove_dicom(dicom)
@@ -93,8 +90,8 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
         write_nifti(nifti, volume, voxel)
     if config.dicom:
         made = f"{config.method}, R = {acceleration:.3g}, lambda {lam:g}"
-        _write_dicom(dicom, volume, voxel, made, json.dumps(_depends_on(path, config)))
-    write_reconstruction(_place(path, out), volume, attributes)  # last: what is there is complete
+        _write_dicom(dicom, volume, voxel, made, json.dumps(depends_on))
+    write_reconstruction(_place(path, out), volume, depends_on | found)  # last: what is there is complete
     empty = int((~maps.valid).sum())
     notes = (*scan.notes, *([f"{empty} slices without signal are zero"] if empty else []))
     return Outcome(f"{path.stem}  R {acceleration:.3g}", notes)
