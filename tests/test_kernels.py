@@ -145,3 +145,10 @@ def test_ends_that_tell_nothing_about_noise(case):
     if case == "nothing":
         k = torch.zeros_like(k)
     assert kernels.noise_level(k, rows, columns, 6) == 0
+
+
+def test_where_everything_is_noise_nothing_is_an_eigenvector():
+    """Not an error of a transform of nothing: eigenvalues are zero, and whoever asks for maps says that there is no signal."""
+    block = noise(2, 3, 8, 8)
+    _, values = kernels.coil_eigenvectors(block, (16, 16), 3, 0.02, torch.full((2,), 1e6))
+    assert values.shape == (2, 1, 16, 16) and not values.any()

@@ -49,7 +49,8 @@ def _eigenvectors(
     height, width = size
     singular, vectors = row_space(windows(block, kernel))
     keep = singular > torch.maximum(threshold * singular[:, :1], noise[:, None])
-    correlation = _lags(vectors[:, : int(keep.sum(1).max())], keep, coils, kernel).to(block.dtype)
+    most = max(int(keep.sum(1).max()), 1)  # of noise alone nothing is kept: a kernel of zeros then gives eigenvalues of zero
+    correlation = _lags(vectors[:, :most], keep, coils, kernel).to(block.dtype)
     along_y, along_x = (_phases(length, kernel, block) for length in size)
     # Lags along x first, so that each chunk of rows is one product of matrices: (W, lags) (lags, rows of all pairs of coils).
     rows = torch.einsum("hd,bdeij->ebhij", along_y, correlation).reshape(2 * kernel - 1, n * height, coils**2)
