@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from comparison import cell, compare, curve, finished, job_parser, settings_of, values
+from comparison import cell, compare, curve, finished, job_parser, judge_of, settings_of, values
 from reproduce_small import draw_scans, experiment_of
 
 from rsdmri import pipeline
@@ -46,7 +46,7 @@ VARIANTS = {
     # The law of Tweedie's levels.
     "noise-clamp": Variant("noise_0.2", {}, {"law": "clamp"}),
     # Where predictions are compared.
-    "mri-image": Variant("mri_r4", {"space": "image"}),
+    "mri-measured": Variant("mri_r4", {"space": "measured"}),
     "mri-kept": Variant("mri_r4", {"space": "kept"}),
     "mri-fake-kept": Variant("mri_r4", {"fake_space": "kept"}),
     "inpainting-image": Variant("inpainting_0.6", {"space": "image"}),
@@ -107,7 +107,7 @@ def again(experiment: Experiment, domain: Domain, n: int, path: Path, teacher: P
     if finished(path, experiment):
         return
     run = pipeline.distill(experiment, domain, experiment.folder / f"distill-{name}", teacher)
-    generators = curve(experiment, domain, pipeline.evaluator(experiment, domain, n), run)
+    generators = curve(experiment, domain, judge_of(experiment, domain, n), run)
     last = generators[max(generators, key=int)]
     write_json(path, {"name": name, "seed": experiment.seed, "settings": settings_of(experiment), "rows": {"rsd": last}})
 

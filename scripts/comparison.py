@@ -21,7 +21,7 @@ from rsdmri.checkpoints import snapshots
 from rsdmri.config import Experiment, to_tree
 from rsdmri.domain import Domain
 from rsdmri.errors import UserError
-from rsdmri.evaluation import Evaluator
+from rsdmri.evaluation import Evaluator, evaluator
 from rsdmri.files import read_json, write_json
 from rsdmri.generation import read_samples
 from rsdmri.runs import with_new_options
@@ -73,6 +73,12 @@ def curve(experiment: Experiment, domain: Domain, judge: Evaluator, run: Path, n
     return found
 
 
+def judge_of(experiment: Experiment, domain: Domain, n: int) -> Evaluator:
+    """What n images are compared with, by the distances that these tables show."""
+    shown = dataclasses.replace(experiment.evaluate, metrics=("swd", "psd"), bootstrap=0)
+    return evaluator(dataclasses.replace(experiment, evaluate=shown), domain, n)
+
+
 def scored(judge: Evaluator, samples: Image) -> dict[str, Any]:
     """Both distances of images that were drawn with the seeds from 0 on."""
     return {"metrics": judge.true(samples), "proximal": judge.proximal(samples, range(judge.n))}
@@ -116,7 +122,7 @@ def compare(experiment: Experiment, domain: Domain, plus: float, n: int, path: P
     if not (experiment.folder / "prepare" / "observations.h5").exists():
         pipeline.prepare(experiment, domain)
     run = pipeline.pretrain(experiment, domain)
-    judge = pipeline.evaluator(experiment, domain, n)
+    judge = judge_of(experiment, domain, n)
     images = round(experiment.pretrain.images / plus)
     curves = {"teacher": curve(experiment, domain, judge, run)}
     if experiment.sample.stop > 0:

@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from ablations import teacher_of
-from comparison import best, cell, curve, finished, job_parser, lengthened, scored, seconds, settings_of, swd, values
+from comparison import best, cell, curve, finished, job_parser, judge_of, lengthened, scored, seconds, settings_of, swd, values
 from reproduce_small import ACCELERATIONS, NATURAL, draw_heads, draw_scans, experiment_of, make_maps
 
 from rsdmri import baselines, pipeline
 from rsdmri.config import EMConfig, Experiment
 from rsdmri.domain import Domain
+from rsdmri.evaluation import side_of
 from rsdmri.files import read_json, write_json
 from rsdmri.generation import read_samples
 from rsdmri.restoring import read_images
+from rsdmri.runs import observations_path
 from rsdmri.training import read_log
 
 COEFFICIENTS = (0.1, 1.0, 10.0)
@@ -56,10 +58,10 @@ def l1(job: Job) -> dict[str, Any]:
     """The reconstructions in the place of the observations, and EDM on them."""
     experiment = _edm(job, learns_from="restored")
     path = baselines.restore(experiment, job.domain)
-    data = job.domain.observations(pipeline.observations_path(experiment), experiment)
-    judge = pipeline.evaluator(experiment, job.domain, job.n)
+    data = job.domain.observations(observations_path(experiment), experiment)
+    judge = judge_of(experiment, job.domain, job.n)
     images = read_images(path, data, pipeline.restored_of(experiment, job.domain))
-    restored = job.domain.display(images.batch(list(judge.row_samples)).y, judge.law)
+    restored = side_of(job.domain, images.batch(list(judge.row_samples)).y, judge.law)
     run = pipeline.pretrain(experiment, job.domain, job.row.folder / job.name)
     found = _trained(job, experiment, run, "L1-EDM")
     found["rows"] = {"L1": {"metrics": judge.shown(restored), "proximal": {}}, **found["rows"]}
@@ -72,7 +74,7 @@ def em(job: Job) -> dict[str, Any]:
     options = EMConfig(clean=clean, laps=4, first=16_000, lap=16_000, steps=10, iterations=1)
     experiment = dataclasses.replace(_edm(job), em=options)
     baselines.em(experiment, job.domain, job.row.folder / job.name)
-    judge = pipeline.evaluator(experiment, job.domain, job.n)
+    judge = judge_of(experiment, job.domain, job.n)
     laps = [f"lap_{lap}" for lap in range(1, options.laps + 1)]
     runs = {name: job.row.folder / job.name / name for name in ("first", *laps)}
     scores = {
@@ -105,7 +107,7 @@ def divergence(job: Job) -> dict[str, Any]:
     experiment = dataclasses.replace(job.row, distill=distill)
     teacher = teacher_of(job.row, job.options.results / f"{job.row.name}.json")
     run = pipeline.distill(experiment, job.domain, job.row.folder / f"distill-{job.name}", teacher)
-    judge = pipeline.evaluator(experiment, job.domain, job.n)
+    judge = judge_of(experiment, job.domain, job.n)
     found = curve(experiment, job.domain, judge, run)
     last = max(found, key=int)
     name = f"D-{job.name.upper()}"
@@ -125,7 +127,7 @@ def _edm(job: Job, **fields: Any) -> Experiment:
 
 def _trained(job: Job, experiment: Experiment, run: Path, name: str) -> dict[str, Any]:
     """The best average of a training."""
-    judge = pipeline.evaluator(experiment, job.domain, job.n)
+    judge = judge_of(experiment, job.domain, job.n)
     found = curve(experiment, job.domain, judge, run)
     chosen = best(found, experiment.pretrain.images)
     return {
@@ -176,7 +178,7 @@ def run_job(row: str, rival: str, seed: int, options: argparse.Namespace) -> Non
     path = options.results / f"{row}-{rival}-seed{seed}.json"
     if finished(path, experiment, "row") is not None:
         return
-    if not pipeline.observations_path(experiment).exists():
+    if not observations_path(experiment).exists():
         pipeline.prepare(experiment, domain)
     result = action(rival)(Job(experiment, domain, n, rival, options))
     write_json(path, {"name": f"{row}-{rival}", "seed": seed, "n": n, "row": settings_of(experiment), **result})
