@@ -9,12 +9,15 @@ Numbers of images count what training has seen, whatever the batch.
 
 import dataclasses
 import math
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 T = TypeVar("T")
+
+Metric = Literal["swd", "psd", "frechet", "kid", "precision", "recall", "density", "coverage", "phase"]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -278,9 +281,26 @@ class EvaluateConfig:
 
     n: int = 0
     """Images a side; 0: as many as there are samples, and at most half of the references (the floor needs the other half)."""
+    metrics: tuple[Metric, ...] = typing.get_args(Metric)
+    """Which distances. swd and psd see patches and spectra; frechet, kid, precision, recall, density and coverage compare features; phase is
+    for complex images alone."""
+    features: str = "bands"
+    """bands: layout, and detail by scale and direction, no file needed; inception: the network of FID, then frechet is FID and kid is KID;
+    torchscript:PATH: a module of torch.jit.save, uint8 (N, 3, H, W) -> (N, D). It is a program: name only what you trust."""
+    weights: Path | None = None
+    """inception: its file, pt_inception-2015-12-05-6726825d.pth; else RSDMRI_WEIGHTS names it, or its folder."""
+    bootstrap: int = 100
+    """Resamples for the intervals of 95 %; 0: no intervals."""
+    workers: int = 1
+    """Processes that share the making of features."""
 
     def __post_init__(self) -> None:
         require(self.n >= 0, "evaluate.n must not be negative")
+        require(len(self.metrics) > 0, "evaluate.metrics must name at least one distance")
+        require(
+            self.bootstrap == 0 or self.bootstrap >= 20, "evaluate.bootstrap must be 0 or at least 20: fewer have no ends of 95 %"
+        )
+        require(self.workers >= 1, "evaluate.workers must be at least 1")
 
 
 @section

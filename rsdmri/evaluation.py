@@ -6,20 +6,24 @@ coils that it was drawn for, with a mask drawn anew, both functions of its seed.
 between two disjoint halves of what it was compared with, at the same number of images.
 """
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from .config import EvaluateConfig, Experiment
 from .domain import Domain, Law, Observations, Size
 from .errors import UserError
-from .metrics.compare import MIN_IMAGES, compare, halves
+from .metrics.compare import MIN_IMAGES, Options, Side, compare, halves, joined
+from .metrics.features import Extractor
+from .metrics.phase import phase_histograms
 from .observations import observe
+from .runs import device_of, observations_path
 from .sampling import sample_generator
 from .tensors import Image, make_generator
 
+AT_ONCE = 64  # observations shown at once
 PROXIMAL_STREAM = 6  # the purpose of the generators that corrupt images for the proximal metric
 
 Scores = dict[str, dict[str, Any]]
@@ -27,64 +31,111 @@ Scores = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What images are compared with: n a side, chosen once for all rows of a table. Display images, (n, H, W[, 3])."""
+    """What images are compared with: n a side, chosen once for all rows of a table."""
 
     n: int
     size: Size
-    observed: Tensor
-    other_observed: Tensor
-    clean: Tensor | None
-    other_clean: Tensor | None
-    observations_row: Tensor
+    observed: Side
+    other_observed: Side
+    clean: Side | None
+    other_clean: Side | None
+    observations_row: Side
     row_samples: Sequence[int]
     """The samples of the data set that ``observations_row`` shows: what is restored of them can be compared in its place."""
     domain: Domain
     law: Law
+    options: Options
 
     def true(self, images: Image) -> Scores:
         """Distances to the clean references; empty where there are none."""
-        return self.shown(self.domain.display(images[: self.n], self.law))
+        return self.shown(side_of(self.domain, images[: self.n], self.law))
 
-    def shown(self, images: Tensor) -> Scores:
+    def shown(self, images: Side) -> Scores:
         """As :meth:`true`, for images that are already as they are displayed."""
         if self.clean is None or self.other_clean is None:
             return {}
-        return _plain(compare(images, self.clean, self.other_clean))
+        return _plain(compare(images, self.clean, self.other_clean, self.options))
 
     def proximal(self, images: Image, seeds: Sequence[int], law: Law | None = None) -> Scores:
         """Distances of the corrupted images to the observations; ``seeds`` and ``law`` are those that the images were drawn with."""
         corrupted = self.corrupt(images[: self.n], seeds[: self.n], law or self.law)
-        return _plain(compare(corrupted, self.observed, self.other_observed))
+        return _plain(compare(corrupted, self.observed, self.other_observed, self.options))
 
     def observation_scores(self) -> tuple[Scores, Scores]:
         """The row of the observations themselves: true and proximal."""
-        return self.shown(self.observations_row), _plain(compare(self.other_observed, self.observed, self.other_observed))
+        proximal = compare(self.other_observed, self.observed, self.other_observed, self.options)
+        return self.shown(self.observations_row), _plain(proximal)
 
-    def corrupt(self, images: Image, seeds: Sequence[int], law: Law) -> Tensor:
+    def corrupt(self, images: Image, seeds: Sequence[int], law: Law) -> Side:
         """Images through the coils that their seeds drew, with masks and noise that are functions of the seeds; shown as observations."""
-        shown = []
-        for index, seed in enumerate(seeds):
-            drawn_for, noise_std = law.draw(1, self.size, sample_generator(seed))
-            generator = make_generator(seed, PROXIMAL_STREAM)
-            operator = law.rescan(drawn_for, generator)
-            obs = observe(images[index : index + 1], operator, noise_std, generator)
-            shown.append(self.domain.display(operator.to_image(obs.y), self.law))
-        return torch.cat(shown)
+        return joined([self._corrupted(images[i : i + 1], seed, law) for i, seed in enumerate(seeds)])
+
+    def _corrupted(self, image: Image, seed: int, law: Law) -> Side:
+        drawn_for, noise_std = law.draw(1, self.size, sample_generator(seed))
+        generator = make_generator(seed, PROXIMAL_STREAM)
+        operator = law.rescan(drawn_for, generator)
+        obs = observe(image, operator, noise_std, generator)
+        return side_of(self.domain, operator.to_image(obs.y), self.law)
 
 
-def build_evaluator(
+def evaluator(experiment: Experiment, domain: Domain, samples: int, size: Size | None = None) -> Evaluator:
+    """What sets of ``samples`` images of a size, by default the data's most frequent one, are compared with; also with clean ones where
+    there are enough. ``experiment.evaluate`` says by what distances.
+
+    Raises:
+        UserError: no observations, or too few, of that size.
+    """
+    path = observations_path(experiment)
+    data = domain.observations(path, experiment)
+    size = size or next(iter(data.buckets))
+    if size not in data.buckets:
+        known = ", ".join(f"{h} x {w}" for h, w in data.buckets)
+        raise UserError(f"{path}: images of {known}, and the samples are {size[0]} x {size[1]}. Sample a run of these data.")
+    clean = _references(domain, path.with_name("references.h5"), size)
+    return _built(domain, data, clean, samples, options_of(experiment), experiment.evaluate.n, size)
+
+
+def options_of(experiment: Experiment) -> Options:
+    """By what images are compared; features are kept beside the results."""
+    cache = experiment.folder / "evaluate" / "features"
+    return comparison_options(experiment.evaluate, str(device_of(experiment)), cache)
+
+
+def comparison_options(config: EvaluateConfig, device: str, cache: Path | None) -> Options:
+    """The same from a section ``evaluate`` alone; a network is loaded only if a distance needs its features."""
+    options = Options(metrics=config.metrics, bootstrap=config.bootstrap)
+    if not options.needs_features:
+        return options
+    kept = cache if config.features != "bands" else None  # those are made faster than files are kept
+    extractor = Extractor(config.features, config.weights, device=device, cache=kept, workers=config.workers)
+    return replace(options, extractor=extractor)
+
+
+def _references(domain: Domain, path: Path, size: Size) -> tuple[Image, list[str]] | None:
+    """Clean images and their names, if there are enough of one size."""
+    if not path.exists():
+        return None
+    images, names = domain.references(path, size)
+    if len(names) < 2 * MIN_IMAGES:
+        print(
+            f"evaluate: {len(names)} clean references of {size[0]} x {size[1]}, too few to compare with: proximal distances only",
+            file=sys.stderr,
+        )
+        return None
+    return images, names
+
+
+def _built(
     domain: Domain,
     data: Observations,
-    law: Law,
     references: tuple[Image, list[str]] | None,
     samples: int,
+    options: Options,
     limit: int,
     size: Size,
 ) -> Evaluator:
-    """An evaluator for sets of ``samples`` images; ``references`` are images and names; ``limit`` > 0: at most so many a side.
-
-    All are of one size.
-    """
+    """``limit`` > 0: at most so many images a side."""
+    law = data.law()
     pool = data.buckets[size]
     if len(pool) < 2 * MIN_IMAGES:
         raise UserError(
@@ -96,7 +147,7 @@ def build_evaluator(
     if references is not None:
         images, names = references
         n, clean_first, clean_second = halves(len(images), n, limit)
-        clean = [domain.display(images[part], law) for part in (clean_first, clean_second)]
+        clean = [side_of(domain, images[part], law) for part in (clean_first, clean_second)]
         # Where the references are of the same slices, the row of the observations takes those that the clean side leaves out.
         place = {name: index for index, name in enumerate(data.names)}
         left_out = [names[index] for index in clean_second]
@@ -115,15 +166,22 @@ def build_evaluator(
         row_samples=parts[1] if row is None else row,
         domain=domain,
         law=law,
+        options=options,
     )
 
 
-def _observed(domain: Domain, data: Observations, law: Law, indices: Sequence[int]) -> Tensor:
-    shown = []
-    for start in range(0, len(indices), 64):  # in parts: k-space is many times an image
-        obs = data.batch(indices[start : start + 64])
-        shown.append(domain.display(obs.operator.to_image(obs.y), law))
-    return torch.cat(shown)
+def side_of(domain: Domain, images: Image, law: Law) -> Side:
+    """Images as they are displayed; of complex ones with one channel also their phases."""
+    phases = phase_histograms(images[:, 0].numpy()) if images.is_complex() else None
+    return Side(domain.display(images, law), phases)
+
+
+def _observed(domain: Domain, data: Observations, law: Law, indices: Sequence[int]) -> Side:
+    parts = []
+    for start in range(0, len(indices), AT_ONCE):  # k-space is many times an image
+        obs = data.batch(indices[start : start + AT_ONCE])
+        parts.append(side_of(domain, obs.operator.to_image(obs.y), law))
+    return joined(parts)
 
 
 def _plain(scores: Any) -> Scores:

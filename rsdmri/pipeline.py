@@ -2,10 +2,9 @@
 
     prepare -> observations.h5 (+ references.h5) -> pretrain -> teacher -> distill -> generator -> sample -> evaluate -> report
 
-Nothing but ``evaluate`` opens references.h5.
+The verb evaluate has a module of its own; nothing else opens references.h5.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,19 @@ from .checkpoints import Description, load_description, load_model, load_weights
 from .config import DistillConfig, Experiment, PretrainConfig
 from .denoiser import Denoiser, Generator
 from .distillation import Distiller
-from .domain import Domain, Law, Observations, Size
-from .errors import UsageError, UserError
-from .evaluation import Evaluator, build_evaluator
-from .files import read_json, sha256, write_json
+from .domain import Domain, Law, Observations
+from .errors import UserError
+from .evaluating import judge_of
+from .files import read_json, sha256
 from .generation import Model, is_imported, law_of_run, open_model, read_samples, write_samples
 from .grids import save_grid
-from .metrics.compare import MIN_IMAGES
 from .objectives import Objective, build_objective
 from .reporting import Curve, Grid, Row, Score, load_curves, write_report
 from .restoring import read_images
-from .runs import device_of, open_run, write_config
+from .runs import device_of, observations_path, open_run, restored_path, write_config
 from .steps import DistillStep, PretrainStep
 from .teachers import copied, find_teacher, require_noise_free, set_checkpointing, with_network_of
-from .tensors import Image, make_generator
+from .tensors import make_generator
 from .training import Step, train
 
 INIT_STREAM = 8  # the purpose of the generator of fresh weights
@@ -144,73 +142,6 @@ def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run:
     return out
 
 
-def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, samples: Mapping[str, Path] | None = None) -> Path:
-    """Distances of observations, teacher, generator and any other ``samples`` (row name -> samples.h5) into metrics.json."""
-    out = out or experiment.folder / "evaluate"
-    paths = {"teacher": experiment.folder / "pretrain" / "samples.h5", "rsd": experiment.folder / "distill" / "samples.h5"}
-    if "observation" in (samples or {}):
-        raise UsageError("the row 'observation' is that of the data themselves: name the samples otherwise")
-    paths = {name: path for name, path in paths.items() if path.exists()} | dict(samples or {})
-    if not paths:
-        raise UserError(f"{experiment.folder}: no samples to evaluate. Make them: {domain.program}sample")
-    found = {name: read_samples(path) for name, path in paths.items()}
-    judge = evaluator(experiment, domain, min(len(images) for images, _ in found.values()), _one_size(found, paths))
-    true, proximal = judge.observation_scores()
-    rows: list[dict[str, Any]] = [
-        {"name": "observation", "seconds_per_image": None, "network_calls": None, "metrics": true, "proximal": proximal}
-    ]
-    for name, (images, attributes) in found.items():
-        times = {key: attributes.get(key) for key in ("seconds_per_image", "network_calls")}
-        rows.append(
-            {
-                "name": name,
-                **times,
-                "metrics": judge.true(images),
-                "proximal": judge.proximal(images, attributes["seeds"], _law_of(domain, paths[name], attributes)),
-            }
-        )
-    order = {name: i for i, name in enumerate(("observation", "teacher", "teacher+", "rsd"))}
-    rows.sort(key=lambda row: order.get(row["name"], len(order)))
-    places = {name: str(path) for name, path in paths.items()}
-    write_json(out / "metrics.json", {"n": judge.n, "size": judge.size, "rows": rows, "samples": places})
-    return out
-
-
-def _one_size(found: Mapping[str, tuple[Image, Any]], paths: Mapping[str, Path]) -> Size:
-    """The size of all samples."""
-    sizes = {name: (images.shape[-2], images.shape[-1]) for name, (images, _) in found.items()}
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{paths[name]} ({h} x {w})" for name, (h, w) in sizes.items())
-        raise UserError(f"samples of several sizes cannot be compared: {listed}")
-    return next(iter(sizes.values()))
-
-
-def _law_of(domain: Domain, samples: Path, attributes: Mapping[str, Any]) -> Law | None:
-    """The law from which the operators of samples were drawn: that of their run, which lies beside them if it was not moved."""
-    folders = [samples.parent, Path(str(attributes.get("run", samples.parent)))]
-    found = next((folder / "operators.h5" for folder in folders if (folder / "operators.h5").exists()), None)
-    return None if found is None else domain.law(found)
-
-
-def evaluator(experiment: Experiment, domain: Domain, samples: int, size: Size | None = None) -> Evaluator:
-    """What images of a size, by default the data's most frequent one, are compared with; also with clean ones where there are enough."""
-    path = observations_path(experiment)
-    data = domain.observations(path, experiment)
-    size = size or next(iter(data.buckets))
-    if size not in data.buckets:
-        known = ", ".join(f"{h} x {w}" for h, w in data.buckets)
-        raise UserError(f"{path}: images of {known}, and the samples are {size[0]} x {size[1]}. Sample a run of these data.")
-    references = path.with_name("references.h5")
-    clean = domain.references(references, size) if references.exists() else None
-    if clean is not None and len(clean[1]) < 2 * MIN_IMAGES:
-        print(
-            f"evaluate: {len(clean[1])} clean references of {size[0]} x {size[1]}, too few to compare with: proximal distances only",
-            file=sys.stderr,
-        )
-        clean = None
-    return build_evaluator(domain, data, data.law(), clean, samples, experiment.evaluate.n, size)
-
-
 def report(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
     """report.html and report.json of an experiment's folder, from what its verbs wrote."""
     folder = experiment.folder
@@ -249,33 +180,21 @@ def _results(path: Path) -> tuple[list[Row], dict[str, str]]:
 
 def _grids(experiment: Experiment, domain: Domain, samples: Mapping[str, str]) -> list[Grid]:
     """The same number of images of every row, and of the references."""
-    found = {name: read_samples(Path(path)) for name, path in samples.items()}
-    paths = {name: Path(path) for name, path in samples.items()}
-    judge = evaluator(experiment, domain, min(len(images) for images, _ in found.values()), _one_size(found, paths))
-    grids = [Grid("observation", judge.observations_row[:SHOWN].numpy(), "What was learned from.")]
+    judge, found = judge_of(experiment, domain, {name: Path(path) for name, path in samples.items()})
+    grids = [Grid("observation", judge.observations_row.shown[:SHOWN], "What was learned from.")]
     for name in sorted(samples, key=lambda name: {"teacher": 0, "teacher+": 1, "rsd": 2}.get(name, 3)):
         images, attributes = found[name]
         calls = attributes["network_calls"]
         caption = f"{calls} network call{'s' if calls > 1 else ''} an image."
         grids.append(Grid(name, domain.display(images[:SHOWN], judge.law).numpy(), caption))
     if judge.clean is not None:
-        grids.append(Grid("reference", judge.clean[:SHOWN].numpy(), ""))
+        grids.append(Grid("reference", judge.clean.shown[:SHOWN], ""))
     return grids
 
 
 def load(run: Path | str, domain: Domain, experiment: Experiment, weights: Path | None = None) -> Model:
     """The model of a run folder, for use from Python; ``experiment`` gives how it is sampled."""
     return open_model(Path(run), domain, experiment, device_of(experiment), weights)
-
-
-def observations_path(experiment: Experiment) -> Path:
-    """The prepared data of an experiment."""
-    return experiment.folder / "prepare" / "observations.h5"
-
-
-def restored_path(experiment: Experiment) -> Path:
-    """What the verb restore makes of them."""
-    return experiment.folder / "restore" / "images.h5"
 
 
 def restored_of(experiment: Experiment, domain: Domain) -> dict[str, Any]:

@@ -39,6 +39,9 @@ class Score:
     floor: float | None
     n: int
     """Images a side."""
+    low: float | None = None
+    high: float | None = None
+    """The ends of its interval of 95 %."""
 
 
 @dataclass(frozen=True)

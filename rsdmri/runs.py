@@ -64,6 +64,16 @@ def with_new_options(settings: Mapping[str, Any], wanted: Mapping[str, Any], def
     return result
 
 
+def observations_path(experiment: Experiment) -> Path:
+    """The prepared data of an experiment."""
+    return experiment.folder / "prepare" / "observations.h5"
+
+
+def restored_path(experiment: Experiment) -> Path:
+    """What the verb restore makes of them."""
+    return experiment.folder / "restore" / "images.h5"
+
+
 def write_config(path: Path, experiment: Experiment) -> None:
     """The resolved configuration as YAML."""
     import yaml
@@ -90,9 +100,14 @@ def provenance(experiment: Experiment) -> dict[str, Any]:
         "device": str(device_of(experiment)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
-        "versions": {name: _version(name) for name in ("rsdmri", "torch", "numpy", "h5py", "sigpy")},
+        "versions": versions(),
         "commit": _commit(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of this package and those on which its numbers depend."""
+    return {name: _version(name) for name in ("rsdmri", "torch", "numpy", "h5py", "sigpy")}
 
 
 def _version(name: str) -> str | None:

@@ -1,6 +1,7 @@
 """The verbs that every application has: their options, and the functions of the pipeline that they call."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import tyro
 from .cli import Command, Common
 from .config import Experiment, ImportConfig
 from .errors import UsageError
+from .files import read_json
 from .settings import read_yaml, validate
 
 if TYPE_CHECKING:
@@ -52,16 +54,25 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
     """The verbs that every application has; ``domain`` imports and makes it when a verb runs."""
     base = _on_experiment(kind)
 
-    def with_field(name: str, kind: Any, default: Any) -> type[Any]:
-        fields = [(name, kind, dataclasses.field(default=default))]
-        return dataclasses.make_dataclass(name.title(), fields, bases=(base,), frozen=True, kw_only=True)
+    def with_fields(**added: tuple[Any, Any]) -> type[Any]:
+        fields = [(name, kind, dataclasses.field(default=default)) for name, (kind, default) in added.items()]
+        return dataclasses.make_dataclass("Options", fields, bases=(base,), frozen=True, kw_only=True)
 
     def asked(help: str) -> Any:
         return tyro.conf.arg(help=help)
 
     teacher = asked("Run folder of the teacher, or one of its snapshots; by default RUNS/NAME/pretrain.")
     run_help = asked("Run folder of a generator or a teacher; by default the generator's, else the teacher's of the experiment.")
-    more = asked("More rows, each NAME=samples.h5, such as teacher+=runs/long/pretrain/samples.h5.")
+    more = asked(
+        "More rows, each NAME=samples.h5, such as teacher+=runs/long/pretrain/samples.h5; with --reference, NAME=PATH of any images."
+    )
+    reference = asked(
+        "Compare the sets of --samples with this file or folder of images, whatever program made them: no experiment is needed. HDF5, .npz,"
+        " .npy, or pictures."
+    )
+    paired = asked(
+        "Samples are reconstructions, and --reference holds their targets: fastMRI's NMSE, PSNR and SSIM, file by file."
+    )
     folders = asked("Folders of experiments (RUNS/NAME); by default that of the configuration.")
 
     def prepare(o: Any) -> None:
@@ -80,7 +91,15 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
         _say(_pipeline().sample(o.experiment, domain(), o.out, o.run) / "samples.h5")
 
     def evaluate(o: Any) -> None:
-        _say(_pipeline().evaluate(o.experiment, domain(), o.out, _rows(o.samples)) / "metrics.json")
+        from . import evaluating
+
+        samples = _rows(o.samples)
+        if o.reference is None and o.paired:
+            raise UsageError("--paired compares with targets: name their file or folder with --reference")
+        of_sets = o.reference is not None
+        out = _of_sets(o, samples) if of_sets else evaluating.evaluate(o.experiment, domain(), o.out, samples)
+        print(evaluating.table_of(read_json(out / "metrics.json")), file=sys.stderr)
+        _say(out / "metrics.json")
 
     def report(o: Any) -> None:
         if o.out is not None and len(o.runs) > 1:
@@ -99,7 +118,7 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
         ),
         "distill": Command(
             "Phase II: distil the teacher into a one-step generator.",
-            with_field("teacher", Annotated[Path | None, teacher], None),
+            with_fields(teacher=(Annotated[Path | None, teacher], None)),
             distill,
             "--config mine.yaml --teacher runs/mine/pretrain",
             "distill",
@@ -113,21 +132,25 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
         ),
         "sample": Command(
             "Make images with the generator or the teacher.",
-            with_field("run", Annotated[Path | None, run_help], None),
+            with_fields(run=(Annotated[Path | None, run_help], None)),
             sample,
             "--config mine.yaml --sample.n 1000",
             "the folder of the run, by default distill, else pretrain",
         ),
         "evaluate": Command(
             "Measure observations, teacher and generator, with and without references.",
-            with_field("samples", Annotated[tuple[str, ...], more], ()),
+            with_fields(
+                samples=(Annotated[tuple[str, ...], more], ()),
+                reference=(Annotated[Path | None, reference], None),
+                paired=(Annotated[bool, paired], False),
+            ),
             evaluate,
-            "--config mine.yaml",
+            "--config mine.yaml, or, for any program's images: --reference clean.h5 --samples mine=folder",
             "evaluate",
         ),
         "report": Command(
             "Write report.html and report.json of an experiment.",
-            with_field("runs", Annotated[tyro.conf.Positional[tuple[Path, ...]], folders], ()),
+            with_fields(runs=(Annotated[tyro.conf.Positional[tuple[Path, ...]], folders], ())),
             report,
             "runs/mine",
             "report.html",
@@ -170,6 +193,19 @@ def restore_command(kind: type[Experiment], domain: Callable[[], "Domain"]) -> C
 def _say(result: Path) -> None:
     """The one line of standard output: what was made."""
     print(result)
+
+
+def _of_sets(o: Any, samples: dict[str, Path]) -> Path:
+    """Images of any program beside a reference."""
+    from . import evaluating
+    from .runs import device_of
+
+    if not samples:
+        raise UsageError("--reference needs something to compare: --samples NAME=PATH")
+    out = o.out or Path("evaluate")
+    if o.paired:
+        return evaluating.evaluate_pairs(o.reference, samples, out)
+    return evaluating.evaluate_sets(o.experiment.evaluate, o.reference, samples, out, str(device_of(o.experiment)))
 
 
 def _rows(samples: Sequence[str]) -> dict[str, Path]:

@@ -11,14 +11,16 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import from rows above its own, and from its own row.
 ROWS = [
-    {"errors", "files", "progress", "config", "tensors", "arrays", "unpickling", "grids", "pictures"},
+    {"errors", "files", "progress", "config", "tensors", "arrays", "unpickling", "grids", "pictures", "image_sets"},
     {"settings", "operators", "noise", "noise_level", "foreign", "solvers", "nn"},
     {"observations", "denoiser", "augmentation"},
     {"objectives", "sampling", "posterior", "metrics"},
     {"distillation", "consistency", "theory", "checkpoints"},
     {"training", "jobs"},
     {"domain"},
-    {"steps", "runs", "generation", "teachers", "importing", "evaluation", "reporting", "report_charts", "restoring"},
+    {"steps", "runs", "generation", "teachers", "importing", "reporting", "report_charts", "restoring"},
+    {"evaluation"},
+    {"evaluating"},
     {"pipeline"},
     {"baselines"},
     {"cli"},

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import wasserstein_distance
 
 from rsdmri.errors import UserError
-from rsdmri.metrics import compare, halves, psd, radial_power, swd
+from rsdmri.metrics import Side, compare, halves, psd, radial_power, swd
 from rsdmri.metrics.sliced import laplacian, wasserstein
 
 Images = NDArray[np.float32]
@@ -162,11 +162,11 @@ def test_radial_power_of_a_wave_lies_at_its_radius():
 
 def test_compare_gives_value_floor_and_number(samples, reference):
     other = ellipses(N, 3)
-    found = compare(blur(samples, 3), reference, other)
+    found = compare(Side(blur(samples, 3)), Side(reference), Side(other))
     assert set(found) == {"swd", "psd"}
     assert found["swd"]["floor"] == swd(other, reference)
     assert found["psd"]["floor"] == psd(other, reference)
-    assert all(score["n"] == N and score["value"] > 3 * score["floor"] for score in found.values())
+    assert all(score["n"] == N and score["value"] > 3 * score["floor"] and score["low"] is None for score in found.values())
 
 
 def test_halves_are_disjoint_rising_and_seeded():

@@ -103,12 +103,12 @@ def test_json_holds_the_rows_and_nothing_else(tmp_path):
         "seconds_per_image": 0.002,
         "network_calls": 1,
         "metrics": {
-            "swd": {"value": 9.0, "floor": 5.0, "n": 64},
-            "psd": {"value": 0.01, "floor": 0.02, "n": 64},
+            "swd": {"value": 9.0, "floor": 5.0, "n": 64, "low": None, "high": None},
+            "psd": {"value": 0.01, "floor": 0.02, "n": 64, "low": None, "high": None},
         },
-        "proximal": {"swd": {"value": 8.0, "floor": 6.0, "n": 64}},
+        "proximal": {"swd": {"value": 8.0, "floor": 6.0, "n": 64, "low": None, "high": None}},
     }
-    assert found["rows"][3]["metrics"] == {"swd": {"value": None, "floor": None, "n": 64}}
+    assert found["rows"][3]["metrics"] == {"swd": {"value": None, "floor": None, "n": 64, "low": None, "high": None}}
     assert found["rows"][3]["seconds_per_image"] is None
 
 

@@ -10,6 +10,7 @@ from rsdmri.config import DistillConfig, NetworkConfig, ObjectiveConfig, Pretrai
 from rsdmri.denoiser import Denoiser, Generator, build_denoiser
 from rsdmri.distillation import Distiller
 from rsdmri.evaluation import PROXIMAL_STREAM, Evaluator
+from rsdmri.metrics import Options, Side
 from rsdmri.mri.domain import MRI, Bank, MRILaw
 from rsdmri.objectives import build_objective
 from rsdmri.sampling import sample_generator
@@ -135,8 +136,8 @@ def test_the_proximal_distance_measures_with_a_mask_drawn_anew():
     """Through the coils that the seed drew, and not with its mask."""
     the_law, seeds = law(), [3, 4, 5, 6]
     images = torch.randn(4, 1, 16, 16, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
-    judge = Evaluator(4, (16, 16), *[torch.zeros(4, 16, 16)] * 5, range(4), MRI(), the_law)
-    shown = judge.corrupt(images, seeds, law(noise_std=torch.zeros(20)))
+    judge = Evaluator(4, (16, 16), *[Side(torch.zeros(4, 16, 16))] * 5, range(4), MRI(), the_law, Options())
+    shown = torch.as_tensor(judge.corrupt(images, seeds, law(noise_std=torch.zeros(20))).shown)
     for index, seed in enumerate(seeds):
         drawn, _ = the_law.draw(1, (16, 16), sample_generator(seed))
         operator = the_law.rescan(drawn, make_generator(seed, PROXIMAL_STREAM))

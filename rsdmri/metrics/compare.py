@@ -1,44 +1,189 @@
-"""Several distances at once, each beside what chance alone would give."""
+"""Several distances at once, each beside what chance alone would give, and within the interval where it may lie."""
 
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, TypedDict, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ..config import Metric
 from ..errors import UserError
 from ..tensors import make_generator
-from .sliced import ImageSet, Indices, swd
-from .spectrum import psd
+from .coverage import coverage
+from .features import Extractor
+from .frechet import frechet
+from .kernel import kid
+from .phase import Histograms, phase
+from .sliced import Array, Clouds, ImageSet, Indices, clouds, image_sets
+from .spectrum import psd_of_power, radial_power
 
 MIN_IMAGES = 16  # a side: with fewer, two halves of one set differ as much as anything else
 
+#: Every distance, in the order of tables; those of features, those that are the better the higher, those of complex images.
+METRICS: tuple[str, ...] = get_args(Metric)
+OF_FEATURES = ("frechet", "kid", "precision", "recall", "density", "coverage")
+HIGHER = ("precision", "recall", "density", "coverage")
+BASIC = ("swd", "psd")
+
+NORMAL = 1.96  # standard errors from the middle of an interval of 95 % to its ends
+RESAMPLE_STREAM = 11  # the purpose of the generator that resamples images
+
 
 class Comparison(TypedDict):
-    """One distance; the same between two halves of the reference; the images a side."""
+    """One distance; the same between two halves of the reference; the images a side; the ends of its interval of 95 %, if asked for."""
 
     value: float
     floor: float
     n: int
+    low: float | None
+    high: float | None
 
 
-def compare(samples: ImageSet, reference: ImageSet, other_reference: ImageSet, *, seed: int = 0) -> dict[str, Comparison]:
-    """The distances ``swd`` and ``psd`` from ``samples`` to ``reference``.
+@dataclass(frozen=True)
+class Options:
+    """What is computed: ``extractor`` for the distances of features, ``bootstrap`` resamples for intervals (0: none)."""
 
-    ``floor`` is the distance from ``other_reference`` to ``reference``, two disjoint parts of one
-    distribution (see :func:`halves`): a perfect generator scores about this.
+    metrics: Sequence[str] = BASIC
+    bootstrap: int = 0
+    extractor: Extractor | None = None
+    seed: int = 0
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether any of the distances is one of features."""
+        return bool(set(self.metrics) & set(OF_FEATURES))
+
+
+@dataclass(frozen=True)
+class Side:
+    """One set of display images (N, H, W[, 3]); of complex ones also the histograms of their phases."""
+
+    shown: ImageSet
+    phases: Histograms | None = None
+
+
+def joined(sides: Sequence[Side]) -> Side:
+    """Several parts of one set."""
+    phases = [side.phases for side in sides if side.phases is not None]
+    shown = np.concatenate([np.asarray(side.shown) for side in sides])
+    return Side(shown, np.concatenate(phases) if len(phases) == len(sides) else None)
+
+
+class Measured(NamedTuple):
+    """A distance, and what resampling the images gave for it: differences from their own mean."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def compare(samples: Side, reference: Side, other_reference: Side, options: Options | None = None) -> dict[str, Comparison]:
+    """The distances from ``samples`` to ``reference``.
+
+    ``floor`` is the distance from ``other_reference`` to ``reference``, two disjoint parts of one distribution (see :func:`halves`): a
+    perfect generator scores about this.
+
+    The interval of a distance is that of the bootstrap over images of both sides, moved so that its mean is the distance itself: a
+    resampled set has less variety than its original, and would lie too far away. KID and the four parts of coverage have standard errors
+    in closed form.
 
     Raises:
-        UserError: the sets differ in number or shape, or hold anything but finite real images.
+        UserError: the sets differ in number or shape, are constant, or hold anything but finite real images.
     """
-    n = len(reference)
-    return {
-        "swd": {
-            "value": swd(samples, reference, seed=seed),
-            "floor": swd(other_reference, reference, seed=seed),
-            "n": n,
-        },
-        "psd": {"value": psd(samples, reference), "floor": psd(other_reference, reference), "n": n},
-    }
+    options = options or Options()
+    for array in image_sets(samples.shown, reference.shown):
+        _check_something_to_see(array)
+    pair, floor = _Pair(samples, reference, options), _Pair(other_reference, reference, options)
+    found: dict[str, Comparison] = {}
+    for name in options.metrics:
+        if name == "phase" and (samples.phases is None or reference.phases is None):
+            continue  # real images have none
+        value, at_floor = pair.measure(name, options.bootstrap), floor.measure(name, 0)
+        found[name] = {
+            "value": value.value,
+            "floor": at_floor.value,
+            "n": len(reference.shown),
+            "low": value.low,
+            "high": value.high,
+        }
+    return found
+
+
+def _check_something_to_see(images: Array) -> None:
+    if len(images) < 2:
+        raise UserError("one image was given; a distance between sets needs at least two a side")
+    if not np.ptp(images.reshape(len(images), -1), axis=1).any():
+        raise UserError(
+            "every image of a set is constant; expected pictures with values in [0, 1]. Look at them: a wrong scale, or a generator that has"
+            " collapsed"
+        )
+
+
+class _Pair:
+    """Two sets that are compared; what several distances share is computed once."""
+
+    def __init__(self, a: Side, b: Side, options: Options) -> None:
+        self.a, self.b, self.options = a, b, options
+
+    def measure(self, name: str, resamples: int) -> Measured:
+        if name == "swd":
+            return self._sliced(resamples)
+        if name == "psd":
+            return self._resampled(psd_of_power, self._power, resamples)
+        if name == "frechet":
+            return self._resampled(frechet, self._features, resamples)
+        if name == "phase":
+            return self._resampled(phase, (self.a.phases, self.b.phases), resamples)
+        if name not in OF_FEATURES:
+            raise UserError(f"no distance is called '{name}'; expected {', '.join(METRICS)}")
+        estimate = kid(*self._features) if name == "kid" else self._coverage[name]
+        if resamples == 0:
+            return Measured(estimate.value)
+        low, high = estimate.value - NORMAL * estimate.error, estimate.value + NORMAL * estimate.error
+        if name == "kid":
+            return Measured(estimate.value, low, high)
+        return Measured(estimate.value, max(0.0, low), high if name == "density" else min(1.0, high))
+
+    @cached_property
+    def _power(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        return radial_power(self.a.shown), radial_power(self.b.shown)
+
+    @cached_property
+    def _features(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        if self.options.extractor is None:
+            raise UserError("distances of features need an extractor of features")
+        return self.options.extractor(self.a.shown), self.options.extractor(self.b.shown)
+
+    @cached_property
+    def _coverage(self) -> Any:
+        return coverage(*self._features)
+
+    def _sliced(self, resamples: int) -> Measured:
+        found: Clouds = clouds(self.a.shown, self.b.shown, seed=self.options.seed)
+        draws = [found.resampled(i, j) for i, j in self._indices(resamples)]
+        return _interval(found.distance(), draws)
+
+    def _resampled(self, distance: Callable[[Any, Any], float], sides: tuple[Any, Any], resamples: int) -> Measured:
+        """A distance of arrays with one row an image."""
+        a, b = sides
+        return _interval(distance(a, b), [distance(a[i], b[j]) for i, j in self._indices(resamples)])
+
+    def _indices(self, count: int) -> list[tuple[Indices, Indices]]:
+        """Images drawn with replacement from both sides."""
+        rng = np.random.default_rng([self.options.seed, RESAMPLE_STREAM])
+        sizes = len(self.a.shown), len(self.b.shown)
+        return [(rng.integers(sizes[0], size=sizes[0]), rng.integers(sizes[1], size=sizes[1])) for _ in range(count)]
+
+
+def _interval(value: float, draws: Sequence[float]) -> Measured:
+    if not draws:
+        return Measured(value)
+    spread = np.array(draws) - np.mean(draws)
+    low, high = np.percentile(spread, (2.5, 97.5))
+    return Measured(value, max(0.0, value + float(low)), value + float(high))
 
 
 def halves(n_reference: int, n_samples: int, limit: int = 0, *, seed: int = 0) -> tuple[int, Indices, Indices]:

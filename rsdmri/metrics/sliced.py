@@ -9,7 +9,9 @@ Unlike there, both sets are normalised by the statistics of the *reference* set,
 contrast counts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -29,6 +31,8 @@ COARSEST = 16  # pixels of the shorter side below which the pyramid ends
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 GREY_LEVEL = 1 / 255  # smallest scale: what varies less shows the rounding to 8 bits only
 CHUNK = 2**22  # projected values held at once, a side
+MOST_PATCHES, FEWEST_PATCHES = 2**20, 4  # of a set, of an image: beyond 16,384 images fewer than 64 are taken of each
+RESAMPLED_DIRECTIONS, FEW_DIRECTIONS = 32, 4  # for an interval: how far the distance varies needs fewer than its value
 
 
 def swd(a: ImageSet, b: ImageSet, *, seed: int = 0, patches: int = 64, projections: int = 256) -> float:
@@ -54,11 +58,66 @@ def swd(a: ImageSet, b: ImageSet, *, seed: int = 0, patches: int = 64, projectio
     Raises:
         UserError: the sets differ in number or shape, or hold anything but finite real images.
     """
+    return clouds(a, b, seed=seed, patches=patches, projections=projections).distance()
+
+
+@dataclass(frozen=True)
+class Level:
+    """The normalised patches of one level, (N * patches, values) a side, image by image, and the directions (K, values)."""
+
+    a: Array
+    b: Array
+    directions: Array
+
+    def ordered(self) -> tuple[Array, Indices]:
+        """The projections of both clouds on a few directions: gaps between neighbours (K, 2M - 1), and whose each is (K, 2M), a first."""
+        count = max(FEW_DIRECTIONS, min(RESAMPLED_DIRECTIONS, CHUNK // len(self.a)))
+        values = self.directions[:count] @ np.concatenate([self.a, self.b]).T
+        order = np.argsort(values, axis=1)
+        return np.diff(np.take_along_axis(values, order, 1)), order
+
+
+class Clouds:
+    """Two sets of images as clouds of patches: their distance, and that of sets resampled from them."""
+
+    def __init__(self, levels: Sequence[Level], patches: int) -> None:
+        self.levels, self.patches = levels, patches
+
+    def distance(self) -> float:
+        """The distance, times 1000."""
+        return 1e3 * float(np.mean([wasserstein(level.a, level.b, level.directions) for level in self.levels]))
+
+    def resampled(self, i: Indices, j: Indices) -> float:
+        """The distance of the images ``i`` of a to the images ``j`` of b, which may repeat, along a few of the directions.
+
+        Nothing is sorted again: W_1 is the integral of the difference of both distribution functions, in which images have weights.
+        """
+        weights = np.concatenate(
+            [np.bincount(i, minlength=self._images) / len(i), -np.bincount(j, minlength=self._images) / len(j)]
+        )
+        points = np.repeat(weights / self.patches, self.patches).astype(np.float32)
+        found = [
+            np.abs(np.cumsum(points[order], axis=1)[:, :-1] * gaps).sum(1, dtype=np.float64) for gaps, order in self._ordered
+        ]
+        return 1e3 * float(np.mean([level.mean() for level in found]))
+
+    @property
+    def _images(self) -> int:
+        return len(self.levels[0].a) // self.patches
+
+    @cached_property
+    def _ordered(self) -> list[tuple[Array, Indices]]:
+        return [level.ordered() for level in self.levels]
+
+
+def clouds(a: ImageSet, b: ImageSet, *, seed: int = 0, patches: int = 64, projections: int = 256) -> Clouds:
+    """What :func:`swd` compares; of many images fewer patches are taken, so that memory stays bounded."""
     a, b = image_sets(a, b)
     if min(a.shape[1:3]) < PATCH:
         size = f"{a.shape[1]}x{a.shape[2]}"
         raise UserError(f"swd needs images of at least {PATCH}x{PATCH} pixels, not {size}")
-    distances = []
+    patches = max(FEWEST_PATCHES, min(patches, MOST_PATCHES // len(a)))
+    levels = []
     for level, (band_a, band_b) in enumerate(zip(laplacian(a), laplacian(b), strict=True)):
         generator = make_generator(seed, level)
         rows, columns = (
@@ -67,8 +126,8 @@ def swd(a: ImageSet, b: ImageSet, *, seed: int = 0, patches: int = 64, projectio
         cut_a, cut_b = normalised(cut(band_a, rows, columns), cut(band_b, rows, columns))
         directions = randn((projections, cut_b.shape[1]), torch.float32, generator).numpy()
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        distances.append(wasserstein(cut_a, cut_b, directions))
-    return 1e3 * float(np.mean(distances))
+        levels.append(Level(cut_a, cut_b, directions))
+    return Clouds(levels, patches)
 
 
 def image_sets(a: ImageSet, b: ImageSet) -> tuple[Array, Array]:

@@ -25,7 +25,11 @@ def psd(a: ImageSet, b: ImageSet) -> float:
     Raises:
         UserError: the sets differ in number or shape, or hold anything but finite real images.
     """
-    first, second = (radial_power(images) for images in image_sets(a, b))
+    return psd_of_power(*(radial_power(images) for images in image_sets(a, b)))
+
+
+def psd_of_power(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """The same from the spectra of :func:`radial_power`."""
     floor = FLOOR * second.mean(0) + EMPTY
     logs_a, logs_b = (np.sort(np.log10(power + floor), axis=0) for power in (first, second))
     return float(np.abs(logs_a - logs_b).mean())

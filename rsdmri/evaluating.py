@@ -1,0 +1,239 @@
+"""The verb ``evaluate``: of the rows of an experiment, of sets of images of any program, and of reconstructions beside their targets.
+
+Every number stands in metrics.json with what it depends on: images a side, seeds, features, how values became display values, versions.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .config import EvaluateConfig, Experiment
+from .domain import Domain, Law, Size
+from .errors import UsageError, UserError
+from .evaluation import Evaluator, comparison_options, evaluator
+from .files import write_json
+from .generation import read_samples
+from .image_sets import Array, Preprocessing, preprocessing_of, read_set, volumes_in
+from .metrics.compare import Options, Side, compare, halves
+from .metrics.phase import phase_histograms
+from .metrics.pixel import VOLUME, complex_nrmse
+from .progress import Progress
+from .runs import versions
+from .tensors import Image
+
+ORDER = {"observation": 0, "teacher": 1, "teacher+": 2, "rsd": 3}  # of rows; any others behind
+
+
+def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, samples: Mapping[str, Path] | None = None) -> Path:
+    """Distances of observations, teacher, generator and any other ``samples`` (row name -> samples.h5) into metrics.json."""
+    out = out or experiment.folder / "evaluate"
+    paths = {"teacher": experiment.folder / "pretrain" / "samples.h5", "rsd": experiment.folder / "distill" / "samples.h5"}
+    if "observation" in (samples or {}):
+        raise UsageError("the row 'observation' is that of the data themselves: name the samples otherwise")
+    paths = {name: path for name, path in paths.items() if path.exists()} | dict(samples or {})
+    if not paths:
+        raise UserError(f"{experiment.folder}: no samples to evaluate. Make them: {domain.program}sample")
+    judge, found = judge_of(experiment, domain, paths)
+    with Progress("evaluate", 1 + len(found), "rows") as progress:
+        true, proximal = judge.observation_scores()
+        rows: list[dict[str, Any]] = [
+            {"name": "observation", "seconds_per_image": None, "network_calls": None, "metrics": true, "proximal": proximal}
+        ]
+        for name, (images, attributes) in found.items():
+            progress.update(len(rows), name)
+            law = _law_of(domain, paths[name], attributes)
+            rows.append(
+                {
+                    "name": name,
+                    "seconds_per_image": attributes.get("seconds_per_image"),
+                    "network_calls": attributes.get("network_calls"),
+                    "seeds": [attributes["seeds"][0], attributes["seeds"][judge.n - 1]],
+                    "metrics": judge.true(images),
+                    "proximal": judge.proximal(images, attributes["seeds"], law),
+                }
+            )
+        progress.update(len(rows))
+    rows.sort(key=lambda row: ORDER.get(row["name"], len(ORDER)))
+    places = {name: str(path) for name, path in paths.items()}
+    values = {"values": "those of the data", "clip": [0, 1], "quantisation": "8 bits", "size": judge.size}
+    write_json(out / "metrics.json", {**_circumstances(judge.n, judge.options, values), "rows": rows, "samples": places})
+    return out
+
+
+def judge_of(
+    experiment: Experiment, domain: Domain, paths: Mapping[str, Path]
+) -> tuple[Evaluator, dict[str, tuple[Image, dict[str, Any]]]]:
+    """Samples, and what they are compared with: as many images a side as the smallest set allows."""
+    found = {name: read_samples(path) for name, path in paths.items()}
+    return evaluator(experiment, domain, min(len(images) for images, _ in found.values()), _one_size(found, paths)), found
+
+
+def _circumstances(n: int, options: Options, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What every number of an evaluation depends on."""
+    return {
+        "n": n,
+        "features": options.extractor.name if options.extractor else None,
+        "preprocessing": dict(values),
+        "bootstrap": options.bootstrap,
+        "seed": options.seed,
+        "versions": versions(),
+    }
+
+
+def _one_size(found: Mapping[str, tuple[Image, Any]], paths: Mapping[str, Path]) -> Size:
+    """The size of all samples."""
+    sizes = {name: (images.shape[-2], images.shape[-1]) for name, (images, _) in found.items()}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{paths[name]} ({h} x {w})" for name, (h, w) in sizes.items())
+        raise UserError(f"samples of several sizes cannot be compared: {listed}")
+    return next(iter(sizes.values()))
+
+
+def _law_of(domain: Domain, samples: Path, attributes: Mapping[str, Any]) -> Law | None:
+    """The law from which the operators of samples were drawn: that of their run, which lies beside them if it was not moved."""
+    folders = [samples.parent, Path(str(attributes.get("run", samples.parent)))]
+    found = next((folder / "operators.h5" for folder in folders if (folder / "operators.h5").exists()), None)
+    return None if found is None else domain.law(found)
+
+
+def evaluate_sets(config: EvaluateConfig, reference: Path, samples: Mapping[str, Path], out: Path, device: str = "cpu") -> Path:
+    """Distances of sets of images to a reference, whatever program made them (:mod:`rsdmri.image_sets`), into metrics.json.
+
+    n a side is the same for all rows: that of the smallest set, and at most half of the reference.
+    """
+    truth = read_set(reference)
+    values = preprocessing_of(truth, reference)
+    sets = {name: read_set(path) for name, path in samples.items()}
+    for name, array in sets.items():
+        if array.shape[1:] != truth.shape[1:]:
+            raise UserError(
+                f"{samples[name]}: images of {_shape(array)}, and the reference {reference} has {_shape(truth)}. Bring both to one size and"
+                " kind before: resizing here would be another preprocessing."
+            )
+    n, first, second = halves(len(truth), min(map(len, sets.values())), config.n)
+    options = comparison_options(config, device, out / "features")
+    clean, other = (_side(truth[part], values, reference) for part in (first, second))
+    rows: list[dict[str, Any]] = []
+    with Progress("evaluate", len(sets), "rows") as progress:
+        for name, array in sets.items():
+            progress.update(len(rows), name)
+            found = compare(_side(array[:n], values, samples[name]), clean, other, options)
+            rows.append({"name": name, "seconds_per_image": None, "network_calls": None, "metrics": found, "proximal": {}})
+        progress.update(len(rows))
+    places = {name: str(path) for name, path in samples.items()}
+    circumstances = _circumstances(n, options, {**values.record(), "size": truth.shape[1:3]})
+    write_json(out / "metrics.json", {**circumstances, "reference": str(reference), "rows": rows, "samples": places})
+    return out
+
+
+def _shape(array: Array) -> str:
+    return " x ".join(map(str, array.shape[1:]))
+
+
+def _side(images: Array, values: Preprocessing, place: Path) -> Side:
+    phases = phase_histograms(images) if np.iscomplexobj(images) else None
+    return Side(values(images, place), phases)
+
+
+def evaluate_pairs(reference: Path, samples: Mapping[str, Path], out: Path) -> Path:
+    """Reconstructions beside their targets, file by file of one name, as fastMRI measures volumes, into metrics.json.
+
+    A reconstruction that is larger than its target is cut about its centre, as fastMRI's are.
+    """
+    targets = volumes_in(reference)
+    rows = []
+    for name, path in samples.items():
+        volumes = volumes_in(path)
+        missing = sorted(targets.keys() - volumes.keys())
+        if missing:
+            raise UserError(
+                f"{path}: no reconstruction of {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}, which {reference} holds."
+                " Files are paired by their names."
+            )
+        with Progress(f"evaluate {name}", len(targets), "volumes") as progress:
+            found = {}
+            for number, (volume, target) in enumerate(targets.items(), 1):
+                found[volume] = _pair(target, volumes[volume], path / volume)
+                progress.update(number, volume)
+        columns = {key: [scores[key] for scores in found.values()] for key in next(iter(found.values()))}
+        means = {key: _mean(column) for key, column in columns.items()}
+        errors = {key: _error(column) for key, column in columns.items()}
+        rows.append({"name": name, "mean": means, "standard_error": errors, "volumes": found})
+    places = {name: str(path) for name, path in samples.items()}
+    result = {"n": len(targets), "reference": str(reference), "rows": rows, "samples": places, "versions": versions()}
+    write_json(out / "metrics.json", result)
+    return out
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where a volume is exact and has no PSNR."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _error(values: Sequence[float | None]) -> float | None:
+    """The standard error of the mean; None for one volume."""
+    known = [value for value in values if value is not None]
+    return float(np.std(known, ddof=1) / np.sqrt(len(known))) if 1 < len(known) == len(values) else None
+
+
+def _pair(target: Array, image: Array, place: Path) -> dict[str, float | None]:
+    image = _cut(image, target.shape, place)
+    scores: dict[str, float | None] = {}
+    if np.iscomplexobj(target) and np.iscomplexobj(image):
+        scores["complex_nrmse"] = complex_nrmse(target, image)
+    try:
+        values = {name: metric(np.abs(target), np.abs(image)) for name, metric in VOLUME.items()}
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+    return {**{name: value if np.isfinite(value) else None for name, value in values.items()}, **scores}
+
+
+def _cut(image: Array, shape: tuple[int, ...], place: Path) -> Array:
+    """An image (slices, H, W) at the target's matrix."""
+    if image.ndim != 3 or len(shape) != 3 or len(image) != shape[0] or image.shape[1] < shape[1] or image.shape[2] < shape[2]:
+        raise UserError(f"{place}: {' x '.join(map(str, image.shape))}, and its target {' x '.join(map(str, shape))}")
+    top, left = ((image.shape[axis] - shape[axis]) // 2 for axis in (1, 2))
+    return image[:, top : top + shape[1], left : left + shape[2]]
+
+
+def table_of(result: Mapping[str, Any]) -> str:
+    """A metrics.json as a table for a terminal: a line a row, a column a distance, with its interval and its floor."""
+    if "mean" in result["rows"][0]:
+        names = list(result["rows"][0]["mean"])
+        lines = [["", *names]] + [
+            [row["name"], *(_with_error(row["mean"][name], row["standard_error"][name]) for name in names)]
+            for row in result["rows"]
+        ]
+        return f"{result['n']} volumes, mean ± standard error\n{_aligned(lines)}"
+    parts = []
+    for group, title in (("metrics", "to the references"), ("proximal", "corrupted again, to the observations")):
+        names = list(result["rows"][0][group])
+        if names:
+            lines = [["", *(row["name"] for row in result["rows"]), "floor"]]
+            for name in names:
+                scores = [row[group].get(name) for row in result["rows"]]
+                lines.append([name, *(_score(score) for score in scores), f"{scores[0]['floor']:.3g}" if scores[0] else "-"])
+            parts.append(f"{title}, {result['n']} images a side, features: {result['features'] or 'none'}\n{_aligned(lines)}")
+    return "\n\n".join(parts)
+
+
+def _with_error(mean: float | None, error: float | None) -> str:
+    if mean is None:
+        return "exact"
+    return f"{mean:.4g}" if error is None else f"{mean:.4g} ± {error:.2g}"
+
+
+def _score(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    if score["low"] is None:
+        return f"{score['value']:.3g}"
+    return f"{score['value']:.3g} [{score['low']:.3g}, {score['high']:.3g}]"
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -1,0 +1,195 @@
+"""Sets of images that any program made, and reconstructions beside their targets, through the command as users run it."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+from commands import run_command
+from PIL import Image
+
+from rsdmri.errors import UserError
+from rsdmri.evaluating import table_of
+from rsdmri.files import read_json
+from rsdmri.image_sets import preprocessing_of, read_set
+from rsdmri.mri.__main__ import APPLICATION
+
+
+def pictures(n, seed, size=16):
+    """Display values in [0, 1] of 8 bits: blobs."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    centre, width = rng.uniform(-0.5, 0.5, (2, n, 1, 1)), rng.uniform(0.2, 0.6, (n, 1, 1))
+    return np.rint(255 * np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / width**2)) / 255
+
+
+def write_h5(path, images, name="images"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file[name] = images
+    return path
+
+
+def write_pictures(folder, images):
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(folder / f"{number:04d}.png")
+    return folder
+
+
+def evaluate(tmp_path, *arguments):
+    code = run_command(APPLICATION, "evaluate", *arguments, "--out", tmp_path / "out", "--evaluate.bootstrap", 20)
+    return code, read_json(tmp_path / "out" / "metrics.json") if code == 0 else None
+
+
+def test_one_set_in_every_format_gives_one_number(tmp_path, capsys):
+    reference, images = pictures(64, 0), pictures(32, 1)
+    paths = {
+        "h5": write_h5(tmp_path / "a.h5", images),
+        "png": write_pictures(tmp_path / "png", images),
+        "npy": tmp_path / "a.npy",
+        "npz": tmp_path / "a.npz",
+        "bytes": write_h5(tmp_path / "b.h5", np.rint(255 * images).astype(np.uint8)),
+    }
+    np.save(paths["npy"], images.astype(np.float32))
+    np.savez(paths["npz"], images=images)
+    named = [f"{name}={path}" for name, path in paths.items()]
+    code, found = evaluate(tmp_path, "--reference", write_h5(tmp_path / "ref.h5", reference), "--samples", *named)
+    assert code == 0
+    assert found["n"] == 32 and found["features"] == "bands" and found["preprocessing"]["values"] == "unit"
+    assert found["versions"]["torch"] and found["bootstrap"] == 20
+    assert all(row["metrics"] == found["rows"][0]["metrics"] for row in found["rows"])
+    scores = found["rows"][0]["metrics"]
+    assert set(scores) == {"swd", "psd", "frechet", "kid", "precision", "recall", "density", "coverage"}
+    assert all(score["low"] <= score["value"] <= score["high"] for score in scores.values())
+    output = capsys.readouterr()
+    assert output.out.strip() == str(tmp_path / "out" / "metrics.json")
+    assert "32 images a side" in output.err and "frechet" in output.err
+
+
+def test_complex_images_are_scaled_by_the_reference_and_their_phase_counts(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def scan(seed, phase):
+        return (3e-5 * pictures(40, seed) * np.exp(1j * (phase * np.arange(16) + rng.uniform(size=(40, 1, 1))))).astype(
+            np.complex64
+        )
+
+    reference = write_h5(tmp_path / "ref.h5", scan(0, 0.1))
+    rows = [f"same={write_h5(tmp_path / 'a.h5', scan(1, 0.1))}", f"turned={write_h5(tmp_path / 'b.h5', scan(1, 0.4))}"]
+    code, found = evaluate(tmp_path, "--reference", reference, "--samples", *rows, "--evaluate.metrics", "swd", "phase")
+    same, turned = (row["metrics"] for row in found["rows"])
+    assert code == 0 and found["preprocessing"]["white"] == pytest.approx(3e-5, rel=0.05)
+    assert same["swd"] == turned["swd"]
+    assert turned["phase"]["value"] > 10 > 2 * same["phase"]["value"]
+
+
+def test_reconstructions_are_measured_volume_by_volume(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        target = pictures(4, number, 20) * 1e-5
+        write_h5(tmp_path / "targets" / f"scan{number}.h5", target, "reconstruction_rss")
+        padded = np.pad(target + 1e-7 * rng.standard_normal(target.shape), ((0, 0), (4, 4), (0, 2)))
+        write_h5(tmp_path / "l1" / f"scan{number}.h5", padded, "reconstruction")
+    code, found = evaluate(tmp_path, "--reference", tmp_path / "targets", "--samples", f"l1={tmp_path / 'l1'}", "--paired")
+    assert code == 0 and found["n"] == 3
+    (row,) = found["rows"]
+    assert set(row["volumes"]) == {"scan0", "scan1", "scan2"}
+    # The image was padded by two columns, of which a cut about the centre takes one off each side.
+    assert row["mean"]["psnr"] < 30
+    assert row["mean"]["psnr"] == pytest.approx(np.mean([v["psnr"] for v in row["volumes"].values()]))
+    assert "3 volumes, mean ± standard error" in capsys.readouterr().err
+
+
+def test_an_even_border_is_cut_exactly(tmp_path):
+    target = pictures(4, 0, 20)
+    write_h5(tmp_path / "t" / "a.h5", target)
+    write_h5(tmp_path / "r" / "a.h5", np.pad(target, ((0, 0), (4, 4), (2, 2))))
+    code, found = evaluate(tmp_path, "--reference", tmp_path / "t", "--samples", f"r={tmp_path / 'r'}", "--paired")
+    assert code == 0 and found["rows"][0]["mean"]["nmse"] == 0 and found["rows"][0]["mean"]["psnr"] is None
+
+
+def test_colour_is_taken_in_both_ranges(tmp_path):
+    rng = np.random.default_rng(0)
+    symmetric = rng.uniform(-1, 1, (4, 8, 8, 3))
+    values = preprocessing_of(symmetric, tmp_path)
+    assert values.values == "symmetric"
+    bytes_ = np.rint((symmetric + 1) * 127.5).astype(np.uint8)
+    assert np.abs(values(symmetric, tmp_path) - values(bytes_, tmp_path)).max() <= 1 / 255 + 1e-6
+
+
+BAD = {
+    "nothing there": ("gone.h5", 1, "gone.h5: no such file"),
+    "no samples": (None, 2, "--samples NAME=PATH"),
+    "text": ("text.h5", 1, "text.h5: not a readable HDF5 file"),
+    "no images": ("kspace.h5", 1, "holds kspace; expected one of images"),
+    "another size": ("large.h5", 1, "20 x 20, and the reference"),
+    "other values": ("magnitudes.h5", 1, "cannot be compared with a reference of unit values"),
+    "too few": ("few.h5", 1, "at least 16 samples"),
+    "NaN": ("nan.h5", 1, "NaN or infinity"),
+    "constant": ("constant.h5", 1, "constant"),
+    "wrong integers": ("long.h5", 1, "8 or 16 bits"),
+    "empty folder": ("empty", 1, "no images found"),
+    "objects": ("objects.npy", 1, "not a readable .npy file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_said(name, tmp_path, capsys):
+    file, code, message = BAD[name]
+    images = pictures(40, 1)
+    (tmp_path / "text.h5").write_text("no")
+    write_h5(tmp_path / "kspace.h5", images, "kspace")
+    write_h5(tmp_path / "large.h5", pictures(40, 1, 20))
+    write_h5(tmp_path / "magnitudes.h5", 40 * images)
+    write_h5(tmp_path / "few.h5", images[:7])
+    write_h5(tmp_path / "nan.h5", np.where(images > 0.9, np.nan, images))
+    write_h5(tmp_path / "constant.h5", np.full((40, 16, 16), 0.75))
+    write_h5(tmp_path / "long.h5", np.ones((40, 16, 16), np.int64))
+    (tmp_path / "empty").mkdir()
+    np.save(tmp_path / "objects.npy", np.array([{}] * 3, object), allow_pickle=True)
+    reference = write_h5(tmp_path / "ref.h5", pictures(80, 0))
+    samples = [] if file is None else ["--samples", f"a={tmp_path / file}"]
+    found, _ = evaluate(tmp_path, "--reference", reference, *samples)
+    assert found == code
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--paired"], "name their file or folder with --reference"),
+        (["--evaluate.features", "vgg"], "bands, inception or torchscript"),
+    ],
+)
+def test_a_wrong_command_line_is_said(arguments, message, tmp_path, capsys):
+    reference = write_h5(tmp_path / "ref.h5", pictures(80, 0))
+    samples = ["--samples", f"a={write_h5(tmp_path / 'a.h5', pictures(40, 1))}"]
+    given = [*samples, *arguments] if arguments == ["--paired"] else ["--reference", reference, *samples, *arguments]
+    assert evaluate(tmp_path, *given)[0] == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_reconstruction_is_named(tmp_path, capsys):
+    write_h5(tmp_path / "t" / "a.h5", pictures(4, 0))
+    write_h5(tmp_path / "r" / "b.h5", pictures(4, 0))
+    assert evaluate(tmp_path, "--reference", tmp_path / "t", "--samples", f"r={tmp_path / 'r'}", "--paired")[0] == 1
+    assert "no reconstruction of a" in capsys.readouterr().err
+
+
+def test_images_of_several_sizes_in_one_folder_are_refused(tmp_path):
+    write_h5(tmp_path / "a" / "1.h5", pictures(4, 0))
+    write_h5(tmp_path / "a" / "2.h5", pictures(4, 0, 20))
+    with pytest.raises(UserError, match="several sizes or kinds"):
+        read_set(tmp_path / "a")
+
+
+def test_the_table_fits_a_terminal():
+    score = {"value": 123.456, "floor": 5.4321, "n": 400, "low": 120.0, "high": 130.123}
+    rows = [
+        {"name": name, "metrics": {"swd": score, "coverage": score}, "proximal": {}} for name in ("observation", "teacher", "rsd")
+    ]
+    table = table_of(json.loads(json.dumps({"n": 400, "features": "bands", "rows": rows})))
+    assert max(map(len, table.splitlines())) <= 80
+    assert "123 [120, 130]" in table and "5.43" in table
