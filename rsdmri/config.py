@@ -227,9 +227,19 @@ class DistillConfig:
     """How many evenly spaced averages of the weights are kept beside the last one, for choosing among them."""
     log: int = 500
     """Images between two lines of metrics.jsonl."""
+    select: Literal["", "swd", "psd", "frechet", "kid"] = ""
+    """The result is the average of the lowest proximal distance of this name, which needs no clean image (RSD 5.3); empty: the last one."""
+    select_every: int = 500_000
+    """Images between two averages that are scored; each time select_n images are drawn."""
+    select_n: int = 400
+    """Images that are compared, if there are twice as many observations."""
+    patience: int = 0
+    """The training ends when so many averages in a row were no better than an earlier one; 0: it does not."""
 
     def __post_init__(self) -> None:
         require(self.images >= 1 and self.batch >= 1, "images and batch must be at least 1")
+        require(self.select_every >= 1 and self.select_n >= 16, "distill.select_every must be positive, select_n at least 16")
+        require(self.patience == 0 or (self.patience > 0 and self.select != ""), "distill.patience needs distill.select")
         require(self.lr_fake > 0 and self.lr_generator > 0, "lr_fake and lr_generator must be positive")
         least = min(self.clip_fake, self.clip_generator, self.snapshots)
         require(least >= 0, "distill: clip_fake, clip_generator and snapshots must not be negative")

@@ -2,33 +2,38 @@
 
     prepare -> observations.h5 (+ references.h5) -> pretrain -> teacher -> distill -> generator -> sample -> evaluate -> report
 
-The verb evaluate has a module of its own; nothing else opens references.h5.
+The verb evaluate has a module of its own. Clean references are opened by rsdmri.evaluation alone: nothing that learns sees them.
 """
 
+import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .checkpoints import Description, load_description, load_model, load_weights, save_model
-from .config import DistillConfig, Experiment, PretrainConfig
+from .config import DistillConfig, Experiment, Metric, PretrainConfig
 from .denoiser import Denoiser, Generator
 from .distillation import Distiller
 from .domain import Domain, Law, Observations
 from .errors import UserError
 from .evaluating import judge_of
+from .evaluation import evaluator
 from .files import read_json, sha256
 from .generation import Model, is_imported, law_of_run, open_model, read_samples, write_samples
 from .grids import save_grid
+from .metrics.compare import BASIC
 from .objectives import Objective, build_objective
 from .reporting import Curve, Grid, Row, Score, load_curves, write_report
 from .restoring import read_images
 from .runs import device_of, observations_path, open_run, restored_path, write_config
+from .selection import Selection, stopped_early
 from .steps import DistillStep, PretrainStep
 from .teachers import copied, find_teacher, require_noise_free, set_checkpointing, with_network_of
-from .tensors import make_generator
+from .tensors import Image, make_generator
 from .training import Step, train
 
 INIT_STREAM = 8  # the purpose of the generator of fresh weights
@@ -117,14 +122,36 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     if not is_imported(run):
         inputs["operators"] = run / "operators.h5"
     open_run(out, experiment, ("objective", "distill", "data"), inputs, _ends("distill", config))
-    if _finished(out, config.images):
+    if _finished(out, config.images) or ((out / "model.json").exists() and stopped_early(out, config)):
         return out
     law.save(out / "operators.h5")
     dtype = torch.complex64 if described.complex_images else torch.float32
     step = DistillStep(distiller, law, law.thin, described.channels, dtype, config)
     description = Description(**{**vars(described), "role": "generator", "distill": config})
-    _train(step, config, out, experiment, description, "distill")
+    watch = None
+    if config.select:
+        teacher_model = Model(run, f_phi, described, law, experiment, device)
+        watch = _selection(experiment, domain, out, teacher_model, description)
+    _train(step, config, out, experiment, description, "distill", watch)
     return out
+
+
+def _selection(experiment: Experiment, domain: Domain, out: Path, teacher: Model, description: Description) -> Selection:
+    """What scores the averages of a distillation: images of the seeds from 0 on, of the generator and of its teacher."""
+    config = experiment.distill
+    names = tuple(dict.fromkeys(cast(tuple[Metric, ...], (config.select, *BASIC))))
+    shown = dataclasses.replace(experiment.evaluate, metrics=names, bootstrap=0)
+    judge = evaluator(dataclasses.replace(experiment, evaluate=shown), domain, config.select_n, description.size)
+    model = dataclasses.replace(teacher, run=out, denoiser=copied(teacher.denoiser, 0.0), description=description)
+    seeds = range(judge.n)
+
+    def draw(average: Mapping[str, Tensor]) -> Image:
+        model.denoiser.load_state_dict(dict(average))
+        return model.sample(seeds)
+
+    options = experiment.sample
+    rows = {"teacher": options} | ({"teacher, full": dataclasses.replace(options, stop=0.0)} if options.stop > 0 else {})
+    return Selection(out, config, judge, draw, {row: partial(teacher.sample, seeds, options) for row, options in rows.items()})
 
 
 def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run: Path | None = None) -> Path:
@@ -232,9 +259,15 @@ def _fresh(description: Description, seed: int) -> Denoiser:
 
 
 def _train(
-    step: Step, options: PretrainConfig | DistillConfig, out: Path, experiment: Experiment, description: Description, stage: str
+    step: Step,
+    options: PretrainConfig | DistillConfig,
+    out: Path,
+    experiment: Experiment,
+    description: Description,
+    stage: str,
+    watch: Selection | None = None,
 ) -> None:
-    average, images = train(step, options, out, seed=experiment.seed, device=device_of(experiment), stage=stage)
+    average, images = train(step, options, out, seed=experiment.seed, device=device_of(experiment), stage=stage, watch=watch)
     model: nn.Module = description.build()
-    model.load_state_dict(average)
+    model.load_state_dict(average if watch is None else watch.selected())
     save_model(out, model, Description(**{**vars(description), "images": images}))

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from .errors import UserError
 
-POINTS = 400  # of a curve on the page: more would lie closer than pixels
+POINTS = 1000  # of a curve on the page: what zooming in can show
+FEW = 24  # up to so many points of a curve are marked
 SMOOTHING = 40  # a running mean spans one part in so many of a curve
 LOG_RATIO = 20  # positive values that span more than this are drawn on a logarithmic axis
 WIDTH, HEIGHT = 460, 260  # of a chart
@@ -35,6 +36,10 @@ class Curve:
     y_label: str = "loss"
     raw: Sequence[float] = ()
     """The values before smoothing, drawn faintly behind; empty for none."""
+    dashed: bool = False
+    """A second kind of curve in one chart."""
+    level: float | None = None
+    """A horizontal line across the chart instead of a curve: ``x`` and ``y`` are empty."""
 
 
 # Reading
@@ -151,12 +156,16 @@ def charts(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """What the template draws: a chart for each pair of labels, in the order of the curves."""
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
-        if any(map(math.isfinite, curve.y)):
-            groups.setdefault((curve.x_label, curve.y_label), []).append(curve)
-    return [_chart(*labels, group) for labels, group in groups.items()]
+        groups.setdefault((curve.x_label, curve.y_label), []).append(curve)
+    return [_chart(*labels, group) for labels, group in groups.items() if any(map(_has_points, group))]
+
+
+def _has_points(curve: Curve) -> bool:
+    return any(map(math.isfinite, curve.y))
 
 
 def _chart(x_label: str, y_label: str, curves: Sequence[Curve]) -> dict[str, Any]:
+    curves = [curve for curve in curves if _has_points(curve) or (curve.level is not None and math.isfinite(curve.level))]
     x = np.concatenate([np.asarray(curve.x, float) for curve in curves])
     if 0 < x.min() < 0.2 * x.max():
         x = np.append(x, 0.0)  # training began there
@@ -165,37 +174,53 @@ def _chart(x_label: str, y_label: str, curves: Sequence[Curve]) -> dict[str, Any
     x_axis = Axis(x, LEFT, WIDTH - RIGHT, log=False)
     y_axis = Axis(y, HEIGHT - BOTTOM, TOP, log=log)
     y_axis.pad(0.06)
+    frame = (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
+    lines = [_line(curve, x_axis, y_axis) for curve in curves]
     return {
         "size": (WIDTH, HEIGHT),
-        "frame": (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
+        "frame": frame,
         "x_label": x_label,
         "y_label": y_label,
         "log": log,
         "x_ticks": x_axis.ticks(),
         "y_ticks": y_axis.ticks(),
-        "lines": [_line(curve, x_axis, y_axis) for curve in curves],
+        "lines": lines,
+        # For moving about in it: the ends of the axes (of a logarithmic one in powers of ten), and what is at each point.
+        "data": {
+            "frame": frame,
+            "x": (x_axis.low, x_axis.high),
+            "y": (y_axis.low, y_axis.high),
+            "log": log,
+            "lines": [{"points": line.pop("points"), "level": line["level"]} for line in lines],
+        },
     }
 
 
 def _extent(curve: Curve) -> NDArray[np.float64]:
     """What has to be in the picture: the curve, and its raw values but for a few outliers."""
-    y, raw = (np.asarray(values, float) for values in (curve.y, curve.raw))
+    y, raw = (np.asarray(values, float) for values in (curve.y if curve.level is None else [curve.level], curve.raw))
     raw = raw[np.isfinite(raw)]
     return np.concatenate([y[np.isfinite(y)], np.percentile(raw, (2, 98)) if len(raw) else raw])
 
 
 def _line(curve: Curve, x_axis: Axis, y_axis: Axis) -> dict[str, Any]:
+    about = {"label": curve.label, "dashed": curve.dashed, "level": curve.level, "raw": "", "marks": "", "points": []}
+    if curve.level is not None:
+        at = y_axis([curve.level])
+        return {**about, "path": _path(np.array([LEFT, WIDTH - RIGHT]), at.repeat(2))}
     chosen = np.unique(np.linspace(0, len(curve.x) - 1, POINTS).round().astype(int))
     x, y = (np.asarray(values, float)[chosen] for values in (curve.x, curve.y))
     raw = np.asarray(curve.raw, float)[chosen] if len(curve.raw) else y[:0]
     across, up = x_axis(x), y_axis(y)
-    points = zip(across.round(1), up.round(1), x, y, strict=True)
     return {
-        "label": curve.label,
+        **about,
         "path": _path(across, up),
         "raw": _path(across, y_axis(raw)) if len(raw) else "",
-        # For the read-out: position, and what is there.
-        "points": [[*map(float, p[:3]), float(f"{p[3]:.4g}")] for p in points if np.isfinite(p[1])],
+        # A stroke without length is a dot that stays round when the chart is stretched.
+        "marks": "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(across, up, strict=True) if len(x) <= FEW and np.isfinite(b)),
+        "points": [
+            [float(f"{a:.6g}"), float(f"{b:.4g}")] for a, b, place in zip(x, y, up, strict=True) if np.isfinite(place)
+        ],
     }
 
 

@@ -50,6 +50,21 @@ class Step(Protocol):
         ...
 
 
+class Watch(Protocol):
+    """What looks at the average of a training now and then, and may end it."""
+
+    every: int
+    """Images between two looks, at the least."""
+
+    def begin(self, images: int) -> None:
+        """Before the first step, after ``images`` images of earlier runs."""
+        ...
+
+    def __call__(self, images: int, seconds: float, average: Mapping[str, Tensor]) -> tuple[bool, str]:
+        """Whether the training should end, and a few words for the progress line."""
+        ...
+
+
 class Average:
     """Exponential moving average of a network's parameters; buffers are copied.
 
@@ -72,19 +87,29 @@ class Average:
 
 
 def train(
-    step: Step, options: PretrainConfig | DistillConfig, folder: Path, *, seed: int, device: torch.device, stage: str
+    step: Step,
+    options: PretrainConfig | DistillConfig,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    stage: str,
+    watch: Watch | None = None,
 ) -> tuple[dict[str, Tensor], int]:
-    """Runs ``step`` until ``options.images`` images were seen; returns the averaged weights and the images seen.
+    """Runs ``step`` until ``options.images`` images were seen or ``watch`` ends it; returns the averaged weights and the images seen.
 
-    Writes ``metrics.jsonl``, ``snapshots/`` and ``resume/`` into ``folder``; started again, it goes on from the last of these.
+    Writes ``metrics.jsonl``, ``snapshots/`` and ``resume/`` into ``folder``; started again, it goes on from the last of these. Seconds in
+    the log are of the training alone.
     """
     average = Average(step.model, options.ema, options.ema_ramp)
     images, seconds = _restore(step, average, folder)
     log = _Log(folder / "metrics.jsonl", images)
     marks = _snapshot_marks(options.images, options.snapshots)
-    began, saved = time.monotonic() - seconds, images
+    if watch is not None:
+        watch.begin(images)
+    began, saved, looked, stopped = time.monotonic() - seconds, images, images, False
     with Progress(stage, options.images, "images", start=images) as progress:
-        while images < options.images:
+        while images < options.images and not stopped:
             generator = make_generator(seed, TRAIN_STREAM, images, device=device)
             with _global_generator(device, generator.initial_seed()):
                 values = step(images, generator)
@@ -97,8 +122,13 @@ def train(
             if last or before // options.log < images // options.log:
                 seconds = time.monotonic() - began
                 progress.update(images, log.write(images, seconds))
+                looks = watch is not None and (last or images - looked >= watch.every)
+                if watch is not None and looks:
+                    stopped, note = watch(images, seconds, average.values)
+                    progress.update(images, note)
+                    began, looked = time.monotonic() - seconds, images
                 # Only here, where the log's sums are empty: a checkpoint need not hold them.
-                if last or images - saved >= options.save:
+                if last or looks or images - saved >= options.save:
                     state = {"step": step.state_dict(), "average": dict(average.values)}
                     save_resume(folder, state, {"images": images, "seconds": seconds})
                     saved = images

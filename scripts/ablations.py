@@ -50,7 +50,7 @@ VARIANTS = {
     "mri-kept": Variant("mri_r4", {"space": "kept"}),
     "mri-fake-kept": Variant("mri_r4", {"fake_space": "kept"}),
     "inpainting-image": Variant("inpainting_0.6", {"space": "image"}),
-    "inpainting-kept": Variant("inpainting_0.6", {"space": "kept"}),
+    "inpainting-measured": Variant("inpainting_0.6", {"space": "measured"}),
     # What the generator is shown, what measures it, and how masks are thinned.
     "mri-full": Variant("mri_r4", {"condition": "full"}),
     "inpainting-full": Variant("inpainting_0.6", {"condition": "full"}),

@@ -36,6 +36,8 @@ NATURAL: dict[str, tuple[dict[str, Any], Literal["standard", "tweedie", "ambient
     "inpainting_0.9": ({"corruption": "inpainting", "missing": 0.9}, "ambient"),
     "sr2": ({"corruption": "super_resolution", "factor": 2}, "standard"),
 }
+#: Where predictions are compared; the recipes of the paper's size say the same.
+SPACES: dict[str, Literal["measured", "image", "kept"]] = {"inpainting_0.6": "kept", "inpainting_0.9": "kept"}
 #: Acceleration and ACS lines of the rows of MRI: of 32 columns, R = 8 keeps four, and its further corrupted mask three.
 ACCELERATIONS = {"mri_r2": (2.0, 4), "mri_r4": (4.0, 4), "mri_r8": (8.0, 2)}
 PLUS = 2.0  # length of teacher+ in lengths of the teacher
@@ -56,6 +58,7 @@ def experiment_of(row: str, seed: int, runs: Path, images: Path | None, plus: fl
         faces,
         data=dataclasses.replace(faces.data, images=images, **fields),
         objective=dataclasses.replace(faces.objective, kind=objective),
+        distill=dataclasses.replace(faces.distill, space=SPACES.get(row, "measured")),
         sample=dataclasses.replace(faces.sample, stop=fields.get("noise_std", 0.0)),
         **common,
     )
