@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .tensors import Batch, per_sample
+from .tensors import Batch, per_sample, rand
 
 B = TypeVar("B", bound=Batch)
 AXES = (-1, -2)  # left to right, top to bottom
@@ -18,7 +18,7 @@ AXES = (-1, -2)  # left to right, top to bottom
 
 def draw_mirrors(n: int, probability: float, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Which of n samples are mirrored, (2, n): left to right one half of them, top to bottom with ``probability``."""
-    drawn = torch.rand(2, n, dtype=torch.float32, device=device, generator=generator)
+    drawn = rand((n, 2), generator, torch.empty(0, device=device)).T
     return drawn < torch.tensor([[0.5], [probability]], dtype=torch.float32, device=device)
 
 

@@ -17,6 +17,7 @@ import tyro
 from .config import Experiment, to_tree
 from .errors import NotWritable, UsageError, UserError, did_you_mean
 from .files import not_writable
+from .interrupts import Interrupted
 from .settings import load_experiment, named_configs, validate
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class Common:
 
 
 def run(application: Application, arguments: Sequence[str], verb: str | None = None) -> int:
-    """Runs one command line and returns the exit code: 0, 1 for a file or run that is wrong, 2 for a wrong command line."""
+    """Runs one command line and returns the exit code: 0, 1 for a file or run that is wrong, 2 for a wrong command line, 75 for a
+    run that was told to stop and goes on with the same command."""
     sys.unraisablehook = _once
     try:
         if verb is None:
@@ -96,6 +98,9 @@ def run(application: Application, arguments: Sequence[str], verb: str | None = N
             f"error: {error.filename or 'output'}: {error.strerror}. Choose another place with --out or --runs.", file=sys.stderr
         )
         return 1
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from what was finished", file=sys.stderr)
         return 130

@@ -128,6 +128,8 @@ class PretrainConfig:
     """Length of the training, in images seen."""
     batch: int = 32
     """Images a step."""
+    parts: int = 1
+    """The batch is computed in so many parts, one after the other, and is the same batch: for networks that do not fit memory otherwise."""
     lr: float = 1e-3
     """Learning rate of Adam."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -147,6 +149,8 @@ class PretrainConfig:
     """The half-life is at most this part of the images seen."""
     save: int = 50_000
     """Images between two checkpoints for resuming."""
+    save_minutes: float = 30.0
+    """And the most minutes between them."""
     snapshots: int = 0
     """How many evenly spaced averages of the weights are kept beside the last one, for choosing among them."""
     log: int = 2_000
@@ -154,12 +158,13 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         require(self.images >= 1 and self.batch >= 1, "images and batch must be at least 1")
+        require(self.parts >= 1 and self.batch % self.parts == 0, f"batch {self.batch} must be divisible by parts {self.parts}")
         require(self.lr > 0, "pretrain.lr must be positive")
         require(min(self.warmup, self.clip, self.snapshots) >= 0, "pretrain: warmup, clip and snapshots must not be negative")
         require(all(0 <= beta < 1 for beta in self.betas), "pretrain.betas must lie in [0, 1)")
         require(self.ema >= 0 and self.ema_ramp >= 0, "ema and ema_ramp must not be negative")
         require(0 <= self.augment <= 1, "pretrain.augment must lie in [0, 1]")
-        require(self.save >= 1 and self.log >= 1, "save and log must be at least 1")
+        require(self.save >= 1 and self.log >= 1 and self.save_minutes > 0, "save, save_minutes and log must be positive")
 
 
 @section
@@ -170,6 +175,8 @@ class DistillConfig:
     """Length of the distillation, in images of the generator."""
     batch: int = 32
     """Images a step."""
+    parts: int = 1
+    """The batch is computed in so many parts, one after the other, and is the same batch: for networks that do not fit memory otherwise."""
     lr_fake: float = 2e-4
     """Learning rate of the fake score."""
     lr_generator: float = 2e-4
@@ -223,6 +230,8 @@ class DistillConfig:
     """The half-life is at most this part of the images seen."""
     save: int = 10_000
     """Images between two checkpoints for resuming."""
+    save_minutes: float = 30.0
+    """And the most minutes between them."""
     snapshots: int = 0
     """How many evenly spaced averages of the weights are kept beside the last one, for choosing among them."""
     log: int = 500
@@ -238,6 +247,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         require(self.images >= 1 and self.batch >= 1, "images and batch must be at least 1")
+        require(self.parts >= 1 and self.batch % self.parts == 0, f"batch {self.batch} must be divisible by parts {self.parts}")
         require(self.select_every >= 1 and self.select_n >= 16, "distill.select_every must be positive, select_n at least 16")
         require(self.patience == 0 or (self.patience > 0 and self.select != ""), "distill.patience needs distill.select")
         require(self.lr_fake > 0 and self.lr_generator > 0, "lr_fake and lr_generator must be positive")
@@ -251,7 +261,7 @@ class DistillConfig:
         require(0 < self.t_max <= 1, "distill.t_max must lie in (0, 1]")
         require(0 < self.sigma_min < self.sigma_max, "distill needs 0 < sigma_min < sigma_max")
         require(self.sigma_init > 0, "distill.sigma_init must be positive")
-        require(self.save >= 1 and self.log >= 1, "save and log must be at least 1")
+        require(self.save >= 1 and self.log >= 1 and self.save_minutes > 0, "save, save_minutes and log must be positive")
 
 
 @section
@@ -381,6 +391,9 @@ class Experiment:
     """Seed of everything that is drawn in training."""
     device: str = "auto"
     """auto: the first GPU if there is one, else the CPU; or a torch device."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Dashboards that are told of every line of metrics.jsonl: tensorboard (RUN/tensorboard), wandb (RUN/wandb, offline). Each is an extra to
+    install."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

@@ -103,6 +103,10 @@ class Domain(Protocol):
         """Whose image a sample is: of a slice the scan, of a photograph itself."""
         ...
 
+    def corruption(self, experiment: Any) -> dict[str, Any]:
+        """The options that say how the data were corrupted, for people; None where there is nothing to say."""
+        ...
+
     def restoration(self, experiment: Any) -> dict[str, Any]:
         """The options on which images depend that are made of observations without a learned prior; a :class:`UserError` where none are."""
         ...

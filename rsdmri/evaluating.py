@@ -18,7 +18,7 @@ from .generation import read_samples
 from .image_sets import Array, Preprocessing, preprocessing_of, read_set, volumes_in
 from .metrics.compare import Options, Side, compare, halves
 from .metrics.phase import phase_histograms
-from .metrics.pixel import VOLUME, complex_nrmse
+from .metrics.pixel import VOLUME, complex_nrmse, inside, nmse, psnr
 from .progress import Progress
 from .runs import versions
 from .tensors import Image
@@ -185,7 +185,10 @@ def _pair(target: Array, image: Array, place: Path) -> dict[str, float | None]:
     if np.iscomplexobj(target) and np.iscomplexobj(image):
         scores["complex_nrmse"] = complex_nrmse(target, image)
     try:
-        values = {name: metric(np.abs(target), np.abs(image)) for name, metric in VOLUME.items()}
+        shown, truth = np.abs(image), np.abs(target)
+        values = {name: metric(truth, shown) for name, metric in VOLUME.items()}
+        if not truth.all():  # combined by coil maps, a target is zero outside their support
+            values |= {f"inside_{metric.__name__}": inside(metric, truth, shown, truth > 0) for metric in (nmse, psnr)}
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     return {**{name: value if np.isfinite(value) else None for name, value in values.items()}, **scores}

@@ -111,6 +111,15 @@ def comparison_options(config: EvaluateConfig, device: str, cache: Path | None) 
     return replace(options, extractor=extractor)
 
 
+def clean_images(experiment: Experiment, domain: Domain, judge: Evaluator) -> Image | None:
+    """The references that everything is compared with, as they are and not as they are shown; None where there are none."""
+    if judge.clean is None:
+        return None
+    images, _ = domain.references(observations_path(experiment).with_name("references.h5"), judge.size)
+    _, clean, _ = halves(len(images), judge.n)
+    return images[clean]
+
+
 def _references(domain: Domain, path: Path, size: Size) -> tuple[Image, list[str]] | None:
     """Clean images and their names, if there are enough of one size."""
     if not path.exists():

@@ -10,7 +10,7 @@ EDM: Karras et al. 2022, arXiv 2206.00364. SiD: Zhou et al. 2024, arXiv 2404.040
 import torch
 from torch import Tensor
 
-from .tensors import PerSample
+from .tensors import PerSample, rand
 
 
 def log_normal_above(
@@ -23,7 +23,7 @@ def log_normal_above(
     normal = torch.special.ndtr
     below = normal((lowest.double().log() - mean) / std)
     within = 1 - below if highest is None else normal((highest.double().log() - mean) / std) - below
-    uniform = torch.rand(lowest.shape, dtype=torch.float64, device=lowest.device, generator=generator)
+    uniform = rand(lowest.shape, generator, lowest, torch.float64)
     quantile = torch.special.ndtri((below + uniform * within).clamp(1e-12, 1 - 1e-12))
     sigma = torch.exp(mean + std * quantile)
     if highest is not None:

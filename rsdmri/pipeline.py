@@ -2,7 +2,7 @@
 
     prepare -> observations.h5 (+ references.h5) -> pretrain -> teacher -> distill -> generator -> sample -> evaluate -> report
 
-The verb evaluate has a module of its own. Clean references are opened by rsdmri.evaluation alone: nothing that learns sees them.
+Evaluate and report have modules of their own. Clean references are opened by rsdmri.evaluation alone: nothing that learns sees them.
 """
 
 import dataclasses
@@ -20,24 +20,22 @@ from .denoiser import Denoiser, Generator
 from .distillation import Distiller
 from .domain import Domain, Law, Observations
 from .errors import UserError
-from .evaluating import judge_of
 from .evaluation import evaluator
-from .files import read_json, sha256
+from .files import sha256
 from .generation import Model, is_imported, law_of_run, open_model, read_samples, write_samples
 from .grids import save_grid
 from .metrics.compare import BASIC
 from .objectives import Objective, build_objective
-from .reporting import Curve, Grid, Row, Score, load_curves, write_report
 from .restoring import read_images
 from .runs import device_of, observations_path, open_run, restored_path, write_config
 from .selection import Selection, stopped_early
 from .steps import DistillStep, PretrainStep
 from .teachers import copied, find_teacher, require_noise_free, set_checkpointing, with_network_of
 from .tensors import Image, make_generator
+from .tracking import followers
 from .training import Step, train
 
 INIT_STREAM = 8  # the purpose of the generator of fresh weights
-SHOWN = 16  # images of each grid of the report
 
 
 def prepare(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
@@ -169,56 +167,6 @@ def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run:
     return out
 
 
-def report(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
-    """report.html and report.json of an experiment's folder, from what its verbs wrote."""
-    folder = experiment.folder
-    out = out or folder
-    path = folder / "evaluate" / "metrics.json"
-    if not path.exists():
-        raise UserError(f"{path}: nothing was evaluated yet. Run: {domain.program}evaluate")
-    rows, samples = _results(path)
-    runs = [folder / name for name in ("pretrain", "distill") if (folder / name / "metrics.jsonl").exists()]
-    curves: list[Curve] = [curve for run in runs for curve in load_curves(run / "metrics.jsonl", run.name)]
-    shown = [c for c in curves if c.y_label.startswith("loss") or c.label.startswith("loss")] or curves
-    provenances = {run.name: read_json(run / "provenance.json") for run in runs}
-    config = (runs[-1] / "config.yaml").read_text(encoding="utf-8") if runs else ""
-    write_report(out, experiment.name, rows, shown, _grids(experiment, domain, samples), provenances, config)
-    return out
-
-
-def _results(path: Path) -> tuple[list[Row], dict[str, str]]:
-    """Rows and places of the samples of a metrics.json."""
-    try:
-        results = read_json(path)
-        rows = [
-            Row(
-                name=row["name"],
-                seconds_per_image=row["seconds_per_image"],
-                network_calls=row["network_calls"],
-                metrics={name: Score(**score) for name, score in row["metrics"].items()},
-                proximal={name: Score(**score) for name, score in row["proximal"].items()},
-            )
-            for row in results["rows"]
-        ]
-        return rows, dict(results["samples"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not the results of an evaluation ({error!r}). Evaluate again.") from None
-
-
-def _grids(experiment: Experiment, domain: Domain, samples: Mapping[str, str]) -> list[Grid]:
-    """The same number of images of every row, and of the references."""
-    judge, found = judge_of(experiment, domain, {name: Path(path) for name, path in samples.items()})
-    grids = [Grid("observation", judge.observations_row.shown[:SHOWN], "What was learned from.")]
-    for name in sorted(samples, key=lambda name: {"teacher": 0, "teacher+": 1, "rsd": 2}.get(name, 3)):
-        images, attributes = found[name]
-        calls = attributes["network_calls"]
-        caption = f"{calls} network call{'s' if calls > 1 else ''} an image."
-        grids.append(Grid(name, domain.display(images[:SHOWN], judge.law).numpy(), caption))
-    if judge.clean is not None:
-        grids.append(Grid("reference", judge.clean.shown[:SHOWN], ""))
-    return grids
-
-
 def load(run: Path | str, domain: Domain, experiment: Experiment, weights: Path | None = None) -> Model:
     """The model of a run folder, for use from Python; ``experiment`` gives how it is sampled."""
     return open_model(Path(run), domain, experiment, device_of(experiment), weights)
@@ -267,7 +215,8 @@ def _train(
     stage: str,
     watch: Selection | None = None,
 ) -> None:
-    average, images = train(step, options, out, seed=experiment.seed, device=device_of(experiment), stage=stage, watch=watch)
+    device, follow = device_of(experiment), partial(followers, experiment, out)
+    average, images = train(step, options, out, seed=experiment.seed, device=device, stage=stage, watch=watch, follow=follow)
     model: nn.Module = description.build()
     model.load_state_dict(average if watch is None else watch.selected())
     save_model(out, model, Description(**{**vars(description), "images": images}))

@@ -20,8 +20,8 @@ POINTS = 1000  # of a curve on the page: what zooming in can show
 FEW = 24  # up to so many points of a curve are marked
 SMOOTHING = 40  # a running mean spans one part in so many of a curve
 LOG_RATIO = 20  # positive values that span more than this are drawn on a logarithmic axis
-WIDTH, HEIGHT = 460, 260  # of a chart
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 42  # its margins
+WIDTH, HEIGHT = 400, 250  # of a chart
+LEFT, RIGHT, TOP, BOTTOM = 46, 18, 12, 42  # its margins
 CLOCKS = ("images", "seconds")  # keys of a log line that say when, not how well
 
 
@@ -218,9 +218,7 @@ def _line(curve: Curve, x_axis: Axis, y_axis: Axis) -> dict[str, Any]:
         "raw": _path(across, y_axis(raw)) if len(raw) else "",
         # A stroke without length is a dot that stays round when the chart is stretched.
         "marks": "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(across, up, strict=True) if len(x) <= FEW and np.isfinite(b)),
-        "points": [
-            [float(f"{a:.6g}"), float(f"{b:.4g}")] for a, b, place in zip(x, y, up, strict=True) if np.isfinite(place)
-        ],
+        "points": [[float(f"{a:.6g}"), float(f"{b:.4g}")] for a, b, place in zip(x, y, up, strict=True) if np.isfinite(place)],
     }
 
 

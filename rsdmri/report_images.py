@@ -17,6 +17,8 @@ from .grids import pixels_of
 from .metrics.bands import bands
 
 SHARP = 192  # small images are enlarged to this by repetition: a browser would blur them
+AREA = 1 << 20  # pixels of a grid: of large images fewer are shown
+MOST_COMPARED = 2000  # observations among which a nearest one is looked for
 THUMB = 128  # phases and neighbours of larger images are made smaller than this: a page of them has to stay small
 HUES, SHADES = 32, 8  # of a phase: 256 colours are one byte a pixel
 LIGHTNESS, CHROMA = 70.0, 38.0  # of the colours of phases (CIELAB): a circle that a screen can show
@@ -71,6 +73,11 @@ def features_of(images: ArrayLike) -> NDArray[np.float64]:
     """The features ``bands`` of display images ``(n, H, W[, 3])``."""
     pixels = pixels_of(images)
     return bands(pixels if pixels.ndim == 4 else pixels[..., None])
+
+
+def shows(size: tuple[int, int], most: int) -> int:
+    """How many images of a size a grid shows: as many as keep the page small, and at least four."""
+    return max(4, min(most, AREA // (size[0] * size[1])))
 
 
 def grid_of(grid: Grid) -> dict[str, Any]:

@@ -137,9 +137,10 @@ def _cells(rows: Sequence[Row], scores: Sequence[Score | None], kind: str, metri
         value, floor = cell["value"], cell["floor"]
         if value is None:
             continue
-        cell["best"] = sign * value == best and not (kind == "proximal" and row.name == OBSERVATION)
+        rival = not (kind == "proximal" and row.name == OBSERVATION)
+        cell["best"] = rival and sign * value == best
         cell["worse"] = observed is not None and sign * value > sign * observed
-        cell["at_floor"] = floor is not None and sign * value <= sign * floor
+        cell["at_floor"] = rival and floor is not None and sign * value <= sign * floor
     return cells
 
 

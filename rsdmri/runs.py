@@ -21,7 +21,7 @@ from .files import read_json, sha256, write_json, write_text
 
 #: Options that may change between two starts of the same run: how long it is, how often it saves, how it is looked at.
 FREE = {"checkpointing", "images", "save", "log", "snapshots", "runs", "device", "sample", "evaluate", "laps", "clean"}
-FREE |= {"select", "select_every", "select_n", "patience"}
+FREE |= {"parts", "save_minutes", "select", "select_every", "select_n", "patience"}
 
 
 def open_run(

@@ -58,8 +58,8 @@ class Selection:
                 self._add(0, 0.0, row, draw())
         self._write()
 
-    def __call__(self, images: int, seconds: float, average: Mapping[str, Tensor]) -> tuple[bool, str]:
-        """Scores an average; returns whether to stop, and a few words for the progress line."""
+    def __call__(self, images: int, seconds: float, average: Mapping[str, Tensor]) -> tuple[bool, dict[str, float]]:
+        """Scores an average; returns whether to stop, its proximal distance and the best one."""
         self._add(images, seconds, GENERATOR, self.draw(average))
         best = self._best()
         if best["images"] == images:
@@ -73,7 +73,7 @@ class Selection:
             self.folder / "selection.json",
             {"by": f"proximal {name}", "images": best["images"], "value": best["proximal"][name], "stopped": stop, "at": images},
         )
-        return stop, f"proximal {name} {last:.3g}, best {best['proximal'][name]:.3g}"
+        return stop, {f"proximal {name}": last, "best": best["proximal"][name]}
 
     def selected(self) -> dict[str, Tensor]:
         """The weights of the best average."""

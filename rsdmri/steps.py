@@ -19,7 +19,7 @@ from .distillation import Distiller
 from .domain import Law, Observations, Size
 from .objectives import Objective, Thin
 from .operators import MaskedOperator
-from .tensors import randn, to_channels
+from .tensors import PartGenerator, rand, randn, to_channels
 from .training import adam_state, descend, load_adam_state
 
 ORDER_STREAM = 2  # the purpose of the generators that shuffle the data
@@ -76,21 +76,29 @@ class PretrainStep:
         self.objective, self.data, self.config, self.seed = objective, data, config, seed
         self.optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.lr, betas=config.betas)
 
-    def __call__(self, images: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, images: int, generators: Sequence[PartGenerator]) -> dict[str, Tensor]:
         config = self.config
         self.model.train()
         samples = batch_of(list(self.data.buckets.values()), self.seed, images // config.batch, config.batch)
-        obs = self.data.batch(samples).to(generator.device)
         seen = images + config.batch
         set_rate(self.optimizer, config.lr * rise(seen, config.warmup) * fall(seen, config))
+
+        def loss(generator: PartGenerator) -> tuple[Tensor, dict[str, Tensor]]:
+            return self._loss(samples[part_of(config.batch, generator)], generator)
+
+        return descend(self.optimizer, loss, generators, config.clip, "gradient")
+
+    def _loss(self, samples: Sequence[int], generator: PartGenerator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of one part of the batch, the mean over its images; and what the log says of it."""
+        obs = self.data.batch(samples).to(generator.device)
         sigma = self.objective.levels(obs.noise_std, generator)
-        loss = self.objective.loss(self.model, obs, sigma, generator, augment=config.augment).mean()
+        loss = self.objective.loss(self.model, obs, sigma, generator, augment=self.config.augment).mean()
         values = {"loss": loss}
         weight = self.objective.config.consistency
         if weight > 0:
             values["loss_consistency"] = consistency_loss(self.model, self.objective, obs, sigma, generator).mean()
             loss = loss + weight * values["loss_consistency"]
-        return {**values, "gradient": descend(self.optimizer, loss, config.clip)}
+        return loss, values
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "adam": adam_state(self.optimizer)}
@@ -98,6 +106,17 @@ class PretrainStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         load_adam_state(self.optimizer, state["adam"])
+
+
+def part_size(batch: int, generator: PartGenerator) -> int:
+    """Images of one part of a batch."""
+    return batch // generator.count
+
+
+def part_of(batch: int, generator: PartGenerator) -> slice:
+    """The part of a batch that a generator draws for."""
+    n = part_size(batch, generator)
+    return slice(generator.number * n, (generator.number + 1) * n)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -128,31 +147,41 @@ class DistillStep:
         self.adam_fake = torch.optim.Adam(distiller.fake.parameters(), lr=config.lr_fake, betas=config.betas_fake)
         self.adam_generator = torch.optim.Adam(self.model.parameters(), lr=config.lr_generator, betas=config.betas_generator)
 
-    def __call__(self, images: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, images: int, generators: Sequence[PartGenerator]) -> dict[str, Tensor]:
         distiller, config = self.distiller, self.config
-        n = config.batch
+        seen = images + config.batch
+        set_rate(self.adam_fake, config.lr_fake * fall(seen, config))
+        set_rate(self.adam_generator, config.lr_generator * fall(seen, config))
         values: dict[str, Tensor] = {}
-        set_rate(self.adam_fake, config.lr_fake * fall(images + n, config))
-        set_rate(self.adam_generator, config.lr_generator * fall(images + n, config))
         # Dropout is active only in a network's own step (SiD).
         if config.divergence != "sds":
             distiller.fake.requires_grad_(True).train()
             self.model.eval()
-            z, condition, operator, noise_std = self.draw(n, generator)
-            sigma = distiller.objective.levels(noise_std, generator)
-            values["loss_fake"] = distiller.fake_loss(z, condition, operator, noise_std, sigma, generator).mean()
-            values["gradient_fake"] = descend(self.adam_fake, values["loss_fake"], config.clip_fake)
-
+            values |= descend(self.adam_fake, self._fake_loss, generators, config.clip_fake, "gradient_fake")
         distiller.fake.requires_grad_(False).eval()
         self.model.train()
+        return values | descend(
+            self.adam_generator, self._generator_loss, generators, config.clip_generator, "gradient_generator"
+        )
+
+    def _fake_loss(self, generator: PartGenerator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of one part of the batch, the mean over its images; and what the log says of it."""
+        distiller = self.distiller
+        z, condition, operator, noise_std = self.draw(part_size(self.config.batch, generator), generator)
+        sigma = distiller.objective.levels(noise_std, generator)
+        loss = distiller.fake_loss(z, condition, operator, noise_std, sigma, generator).mean()
+        return loss, {"loss_fake": loss}
+
+    def _generator_loss(self, generator: PartGenerator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same for the generator; ``spread`` is that of the part's images."""
+        distiller, config = self.distiller, self.config
+        n = part_size(config.batch, generator)
         z, condition, operator, noise_std = self.draw(n, generator)
-        u = config.t_max * torch.rand(n, device=generator.device, generator=generator)
+        u = config.t_max * rand((n,), generator, dtype=torch.get_default_dtype())
         sigma = noise.karras(u, config.sigma_min, config.sigma_max)
         x_g = distiller.generate(z, condition)
-        values["loss_generator"] = distiller.compare(x_g, operator, noise_std, sigma, generator).mean()
-        values["gradient_generator"] = descend(self.adam_generator, values["loss_generator"], config.clip_generator)
-        values["spread"] = spread(x_g.detach())
-        return values
+        loss = distiller.compare(x_g, operator, noise_std, sigma, generator).mean()
+        return loss, {"loss_generator": loss, "spread": spread(x_g.detach())}
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Any, Any, Tensor]:
         """Noise, the operator that G is shown, and the operator that measures G's output: never by the mask that G was shown."""

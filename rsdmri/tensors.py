@@ -68,7 +68,11 @@ class Batch:
 def randn_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard normal noise in the shape of ``x``, of unit variance per real component (method: "complex noise")."""
     real = torch.view_as_real(x) if x.is_complex() else x
-    noise = torch.randn(real.shape, dtype=real.dtype, device=x.device, generator=generator)
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        return torch.randn(shape, dtype=real.dtype, device=x.device, generator=generator)
+
+    noise = _part(draw, real.shape, generator)
     return torch.view_as_complex(noise) if x.is_complex() else noise
 
 
@@ -76,6 +80,36 @@ def randn(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator |
     """Noise of :func:`randn_like` in a given shape, on the device of ``generator``."""
     device = generator.device if generator is not None else None
     return randn_like(torch.empty(tuple(shape), dtype=dtype, device=device), generator)
+
+
+def rand(
+    shape: Sequence[int], generator: torch.Generator | None, like: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Numbers in [0, 1) in a shape whose first axis is the batch, on the device of ``like`` or else of ``generator``."""
+    device = like.device if like is not None else generator.device if generator is not None else None
+    return _part(lambda size: torch.rand(size, dtype=dtype, device=device, generator=generator), shape, generator)
+
+
+def randint(high: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Numbers below ``high`` in a shape whose first axis is the batch, on the device of ``generator``."""
+    return _part(lambda size: torch.randint(high, size, device=generator.device, generator=generator), shape, generator)
+
+
+class PartGenerator(torch.Generator):
+    """A generator for one of several parts of a batch, which are computed one after the other or by several processes.
+
+    :func:`randn_like`, :func:`rand` and :func:`randint` draw for the whole batch and keep this part: together the parts are the batch that
+    one generator would have drawn, number for number. What is drawn for a batch as a whole is drawn by torch itself.
+    """
+
+    number, count = 0, 1
+
+
+def _part(draw: Callable[[Sequence[int]], Tensor], shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    number, count = (generator.number, generator.count) if isinstance(generator, PartGenerator) else (0, 1)
+    n = shape[0] if len(shape) else 0
+    whole = draw((count * n, *shape[1:]) if count > 1 else tuple(shape))
+    return whole[number * n : (number + 1) * n] if count > 1 else whole
 
 
 def to_channels(x: Image) -> Tensor:
@@ -114,9 +148,11 @@ def generator_of(mask: Tensor) -> torch.Generator:
     return make_generator(0, *np.packbits(mask.numpy().ravel()).tolist())
 
 
-def make_generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose stream is a function of ``key``, such as (seed, purpose, images seen)."""
+def make_generator(*key: int, device: torch.device | str = "cpu", part: tuple[int, int] = (0, 1)) -> PartGenerator:
+    """A generator whose stream is a function of ``key``, such as (seed, purpose, images seen); for part ``part[0]`` of ``part[1]``."""
     state = np.random.SeedSequence(list(key)).generate_state(2, np.uint32)
-    generator = torch.Generator(device)
+    generator = PartGenerator(device)
+    generator.number, generator.count = part
     # The top bit is dropped because manual_seed takes a signed 64-bit number.
-    return generator.manual_seed((int(state[0]) << 31) ^ int(state[1]))
+    generator.manual_seed((int(state[0]) << 31) ^ int(state[1]))
+    return generator

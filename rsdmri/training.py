@@ -7,7 +7,7 @@ again by the same command repeats the losses of one that was not.
 import json
 import time
 from bisect import insort
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -19,8 +19,10 @@ from .checkpoints import load_resume, save_resume, save_tensors
 from .config import DistillConfig, PretrainConfig
 from .errors import UserError
 from .files import write_text
+from .interrupts import Interrupted, stop_requests
 from .progress import Progress
-from .tensors import make_generator
+from .tensors import PartGenerator, make_generator
+from .tracking import Follow
 
 TRAIN_STREAM = 1  # the purpose of the training's generators
 SPREAD, GRADIENT = "spread", "gradient"  # names, and beginnings of names, of values that are watched
@@ -37,8 +39,8 @@ class Step(Protocol):
         """The network whose average is the result."""
         ...
 
-    def __call__(self, images: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Trains on one batch after ``images`` images were seen; returns scalars for the log."""
+    def __call__(self, images: int, generators: Sequence[PartGenerator]) -> dict[str, Tensor]:
+        """Trains on one batch after ``images`` images were seen, with a generator for each of its parts; returns scalars for the log."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,8 +62,8 @@ class Watch(Protocol):
         """Before the first step, after ``images`` images of earlier runs."""
         ...
 
-    def __call__(self, images: int, seconds: float, average: Mapping[str, Tensor]) -> tuple[bool, str]:
-        """Whether the training should end, and a few words for the progress line."""
+    def __call__(self, images: int, seconds: float, average: Mapping[str, Tensor]) -> tuple[bool, dict[str, float]]:
+        """Whether the training should end, and what was seen."""
         ...
 
 
@@ -95,45 +97,68 @@ def train(
     device: torch.device,
     stage: str,
     watch: Watch | None = None,
+    follow: Callable[[int], Sequence[Follow]] = lambda start: (),
 ) -> tuple[dict[str, Tensor], int]:
     """Runs ``step`` until ``options.images`` images were seen or ``watch`` ends it; returns the averaged weights and the images seen.
 
     Writes ``metrics.jsonl``, ``snapshots/`` and ``resume/`` into ``folder``; started again, it goes on from the last of these. Seconds in
-    the log are of the training alone.
+    the log are of the training alone. ``follow`` gives, for the images of earlier runs, what else is told every line of the log.
+
+    Raises:
+        Interrupted: a signal asked it to stop; everything is saved, at the next line of the log.
+        UserError: the training has gone wrong (:func:`gone_wrong`).
     """
     average = Average(step.model, options.ema, options.ema_ramp)
     images, seconds = _restore(step, average, folder)
-    log = _Log(folder / "metrics.jsonl", images)
+    log = _Log(folder / "metrics.jsonl", images, follow(images))
     marks = _snapshot_marks(options.images, options.snapshots)
     if watch is not None:
         watch.begin(images)
-    began, saved, looked, stopped = time.monotonic() - seconds, images, images, False
-    with Progress(stage, options.images, "images", start=images) as progress:
-        while images < options.images and not stopped:
-            generator = make_generator(seed, TRAIN_STREAM, images, device=device)
-            with _global_generator(device, generator.initial_seed()):
-                values = step(images, generator)
+    began = time.monotonic() - seconds
+    saved, looked, ended = _Mark(images), images, images >= options.images
+    with Progress(stage, options.images, "images", start=images) as progress, stop_requests() as request:
+        while not ended:
+            parts = [(number, options.parts) for number in range(options.parts)]
+            generators = [make_generator(seed, TRAIN_STREAM, images, device=device, part=part) for part in parts]
+            with _global_generator(device, generators[0].initial_seed()):
+                values = step(images, generators)
             before, images = images, images + options.batch
             average.update(step.model, images, options.batch)
             log.add(values)
             if any(before < mark <= images for mark in marks):
                 save_tensors(folder / "snapshots" / f"images_{images:012d}.safetensors", average.values)
-            last = images >= options.images
-            if last or before // options.log < images // options.log:
-                seconds = time.monotonic() - began
-                progress.update(images, log.write(images, seconds))
-                looks = watch is not None and (last or images - looked >= watch.every)
-                if watch is not None and looks:
-                    stopped, note = watch(images, seconds, average.values)
-                    progress.update(images, note)
-                    began, looked = time.monotonic() - seconds, images
-                # Only here, where the log's sums are empty: a checkpoint need not hold them.
-                if last or looks or images - saved >= options.save:
-                    state = {"step": step.state_dict(), "average": dict(average.values)}
-                    save_resume(folder, state, {"images": images, "seconds": seconds})
-                    saved = images
-            progress.update(images, progress.note)
+            ended = images >= options.images
+            if not (ended or before // options.log < images // options.log):
+                progress.update(images, progress.note)
+                continue
+            seconds = time.monotonic() - began
+            progress.update(images, log.write(images, seconds))
+            looks = watch is not None and (ended or images - looked >= watch.every)
+            if watch is not None and looks:
+                stopped, seen = watch(images, seconds, average.values)
+                progress.update(images, log.tell(images, seen))
+                began, looked, ended = time.monotonic() - seconds, images, ended or stopped
+            # Only here, where the log's sums are empty: a checkpoint need not hold them.
+            if ended or looks or request.signal or saved.due(images, options):
+                state = {"step": step.state_dict(), "average": dict(average.values)}
+                save_resume(folder, state, {"images": images, "seconds": seconds})
+                saved = _Mark(images)
+            if request.signal and not ended:
+                raise Interrupted(
+                    f"{stage}: {request.signal} came; stopped after {images} images, all kept. The same command goes on."
+                )
     return average.values, images
+
+
+class _Mark:
+    """When the last checkpoint was made."""
+
+    def __init__(self, images: int) -> None:
+        self.images, self.time = images, time.monotonic()
+
+    def due(self, images: int, options: PretrainConfig | DistillConfig) -> bool:
+        """Whether the next one should be, by images or by minutes."""
+        return images - self.images >= options.save or time.monotonic() - self.time >= 60 * options.save_minutes
 
 
 @contextmanager
@@ -168,8 +193,8 @@ def _snapshot_marks(total: int, count: int) -> list[int]:
 class _Log:
     """metrics.jsonl: one line every few steps with the mean of what the steps returned; it also says when a run has gone wrong."""
 
-    def __init__(self, path: Path, images: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, images: int, follow: Sequence[Follow]) -> None:
+        self.path, self.follow = path, follow
         self.values: list[dict[str, Tensor]] = []
         self.earlier: dict[str, list[float]] = {}  # of the values that are watched, those of all lines, sorted
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,9 +227,15 @@ class _Log:
         line = {"images": images, "seconds": round(seconds, 2), **line, **({"dropped": dropped} if dropped else {})}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        # Short, because the progress line has 80 columns: "loss 12.3", or "fake 12.3  generator 4.5".
-        shown = [f"{name.removeprefix('loss_')} {value:.3g}" for name, value in line.items() if name.startswith("loss")]
-        return "  ".join([*shown, *([f"{dropped} dropped"] if dropped else [])])
+        self.tell(images, {name: value for name, value in line.items() if name != "images"})
+        losses = {name.removeprefix("loss_"): value for name, value in line.items() if name.startswith("loss")}
+        return _short(losses) + (f"  {dropped} dropped" if dropped else "")
+
+    def tell(self, images: int, values: Mapping[str, float]) -> str:
+        """Values for whoever follows the training; returns them in short."""
+        for follow in self.follow:
+            follow(images, values)
+        return _short(values)
 
     def _remember(self, line: Mapping[str, float]) -> None:
         for name, value in line.items():
@@ -216,6 +247,11 @@ class _Log:
             f"training stopped at {images} images: {cause}. The last checkpoint is kept in {self.path.parent / 'resume'}. Lower the"
             " learning rate, or look for broken data."
         )
+
+
+def _short(values: Mapping[str, float]) -> str:
+    """For the progress line, which has 80 columns: "loss 12.3", or "fake 12.3  generator 4.5"."""
+    return "  ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
 def gone_wrong(before: Mapping[str, Sequence[float]], line: Mapping[str, float]) -> str | None:
@@ -263,15 +299,26 @@ def load_adam_state(optimizer: torch.optim.Optimizer, moments: dict[str, Any]) -
     optimizer.load_state_dict(state)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> Tensor:
-    """One step down the gradient of ``loss``; returns the norm of the gradient before it was clipped.
+def descend(
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[PartGenerator], tuple[Tensor, dict[str, Tensor]]],
+    generators: Sequence[PartGenerator],
+    clip: float,
+    name: str,
+) -> dict[str, Tensor]:
+    """One step down the gradient of the mean of ``loss`` over the parts of a batch, of which one at a time is in memory.
 
-    If that is not finite there is no step: one broken batch is left out.
+    ``loss`` gives the mean over a part's images, and scalars for the log. Returns their means, and under ``name`` the norm of the gradient
+    before it was clipped. If that is not finite there is no step: one broken batch is left out.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    found = []
+    for generator in generators:
+        value, said = loss(generator)
+        (value / len(generators)).backward()
+        found.append({key: scalar.detach() for key, scalar in said.items()})
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
     if norm.isfinite():
         optimizer.step()
-    return norm
+    return {key: torch.stack([said[key] for said in found]).mean() for key in found[0]} | {name: norm}

@@ -73,7 +73,11 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
     paired = asked(
         "Samples are reconstructions, and --reference holds their targets: fastMRI's NMSE, PSNR and SSIM, file by file."
     )
-    folders = asked("Folders of experiments (RUNS/NAME); by default that of the configuration.")
+    folders = asked(
+        "Folders of experiments (RUNS/NAME); by default that of the configuration. Several are compared on one page, in columns, which goes"
+        " into RUNS/report, beside the first one, or into --out."
+    )
+    follow = asked("Seconds: write the page again whenever the run has gone on, until Ctrl-C. A browser that shows it follows.")
 
     def prepare(o: Any) -> None:
         _say(_pipeline().prepare(o.experiment, domain(), o.out) / "observations.h5")
@@ -102,10 +106,19 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
         _say(out / "metrics.json")
 
     def report(o: Any) -> None:
-        if o.out is not None and len(o.runs) > 1:
-            raise UsageError(f"--out takes one report, and {len(o.runs)} folders are given: each has its own without --out")
-        for experiment in [_of_folder(kind, path) for path in o.runs] or [o.experiment]:
-            _say(_pipeline().report(experiment, domain(), o.out) / "report.html")
+        from . import pages
+
+        experiments = [_of_folder(kind, path) for path in o.runs] or [o.experiment]
+        kept, files = pages.Kept(), [path for experiment in experiments for path in pages.files_of(experiment)]
+
+        def make(refresh: float | None) -> Path:
+            if len(experiments) > 1:
+                return pages.compare(experiments, domain(), o.out, refresh=refresh, kept=kept)
+            return pages.report(experiments[0], domain(), o.out, refresh=refresh, kept=kept)
+
+        if o.watch is not None and o.watch < 1:
+            raise UsageError(f"--watch {o.watch:g}: at least one second is expected")
+        _say((make(None) if o.watch is None else pages.watch(make, files, o.watch)) / "report.html")
 
     return {
         "prepare": Command("Turn the data into the fixed corrupted data set.", base, prepare, "--config mine.yaml", "prepare"),
@@ -149,10 +162,13 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
             "evaluate",
         ),
         "report": Command(
-            "Write report.html and report.json of an experiment.",
-            with_fields(runs=(Annotated[tyro.conf.Positional[tuple[Path, ...]], folders], ())),
+            "Write report.html and report.json of an experiment, or of several side by side.",
+            with_fields(
+                runs=(Annotated[tyro.conf.Positional[tuple[Path, ...]], folders], ()),
+                watch=(Annotated[float | None, follow], None),
+            ),
             report,
-            "runs/mine",
+            "runs/mine, or runs/r2 runs/r4 runs/r8 --out compared",
             "report.html",
         ),
         "import": IMPORT,

@@ -224,6 +224,9 @@ class Natural:
     def volume_of(self, name: str) -> str:
         return name
 
+    def corruption(self, experiment: NaturalExperiment) -> dict[str, Any]:
+        return corruption_of(experiment.data)
+
     def restoration(self, experiment: NaturalExperiment) -> dict[str, Any]:
         raise UserError("photographs are not restored without a learned prior here; EM-Diffusion (the verb em) learns one")
 

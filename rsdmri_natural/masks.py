@@ -3,21 +3,21 @@
 import torch
 from torch import Tensor
 
-from rsdmri.tensors import make_generator, number_of
+from rsdmri.tensors import make_generator, number_of, rand, randint
 
 CORRUPTION_STREAM = 3
 
 
 def draw_pixels(n: int, size: tuple[int, int], missing: float, generator: torch.Generator) -> Tensor:
     """n masks (n, 1, H, W) of pixels that are seen with probability 1 - missing, each by itself."""
-    return torch.rand(n, 1, *size, dtype=torch.float32, device=generator.device, generator=generator) >= missing
+    return rand((n, 1, *size), generator) >= missing
 
 
 def draw_boxes(n: int, size: tuple[int, int], side: int, generator: torch.Generator) -> Tensor:
     """n masks (n, 1, H, W) without a square of side x side pixels, anywhere within the image."""
     hidden = []
     for length in size:
-        start = torch.randint(length - side + 1, (n, 1), device=generator.device, generator=generator)
+        start = randint(length - side + 1, (n, 1), generator)
         index = torch.arange(length, device=generator.device)
         hidden.append((index >= start) & (index < start + side))
     return ~(hidden[0][:, None, :, None] & hidden[1][:, None, None, :])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d, pad
 
 from rsdmri.operators import LinearOperator, MaskedOperator
-from rsdmri.tensors import Image, per_sample, randn_like
+from rsdmri.tensors import Image, per_sample, rand, randn_like
 
 
 class OnImageGrid(LinearOperator, ABC):
@@ -143,7 +143,7 @@ def motion_kernels(n: int, width: int, generator: torch.Generator) -> Tensor:
 
     The line is drawn by the bilinear weights of many points on it.
     """
-    angle = torch.pi * torch.rand(n, 1, dtype=torch.float64, device=generator.device, generator=generator)
+    angle = torch.pi * rand((n, 1), generator, dtype=torch.float64)
     along = torch.linspace(-0.5, 0.5, 8 * width, dtype=torch.float64, device=generator.device) * (width - 1)
     grid = torch.arange(width, dtype=torch.float64, device=generator.device) - width // 2
     rows, columns = ((1 - (grid - (along * part)[..., None]).abs()).clamp(min=0) for part in (angle.sin(), angle.cos()))

@@ -98,7 +98,7 @@ def run(step: Any, options: PretrainConfig | DistillConfig, seed: int) -> dict[s
     """All steps of a training; the averaged weights."""
     average = Average(step.model, options.ema, options.ema_ramp)
     for images in range(0, options.images, options.batch):
-        step(images, make_generator(seed, images))
+        step(images, [make_generator(seed, images)])
         average.update(step.model, images + options.batch, options.batch)
     return average.values
 

@@ -11,18 +11,19 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import from rows above its own, and from its own row.
 ROWS = [
-    {"errors", "files", "progress", "config", "tensors", "arrays", "unpickling", "grids", "pictures", "image_sets"},
+    {"errors", "files", "interrupts", "progress", "config", "tensors", "arrays", "unpickling", "grids", "pictures", "image_sets"},
     {"settings", "operators", "noise", "noise_level", "foreign", "solvers", "nn"},
     {"observations", "denoiser", "augmentation"},
     {"objectives", "sampling", "posterior", "metrics"},
     {"distillation", "consistency", "theory", "checkpoints"},
+    {"tracking"},
     {"training", "jobs"},
     {"domain"},
     {"steps", "runs", "generation", "teachers", "importing", "restoring"},
     {"selection_table", "report_charts", "report_images", "report_tables", "reporting"},
     {"evaluation"},
     {"evaluating", "selection"},
-    {"pipeline", "pages"},
+    {"pipeline", "page_parts", "page_images", "pages"},
     {"baselines"},
     {"cli"},
     {"verbs"},

@@ -144,7 +144,7 @@ def test_both_phases_mirror_when_asked_to(generator):
         teacher = network()
         seen = labels_seen(teacher)
         PretrainStep(teacher, Standard(ObjectiveConfig()), Data(), PretrainConfig(batch=40, augment=augment), 0)(
-            0, make_generator(0)
+            0, [make_generator(0)]
         )
         assert (seen[0] is None) == (augment == 0)
         assert augment == 0 or seen[0].sum() > 20
@@ -154,7 +154,7 @@ def test_both_phases_mirror_when_asked_to(generator):
             network(), fake, Generator(g, 2.5), Standard(ObjectiveConfig()), DistillConfig(batch=40, augment=augment)
         )
         law = NaturalLaw(NaturalData(size=8, corruption="noise"), Identity)
-        DistillStep(distiller, law, law.thin, 3, torch.float32, distiller.config)(0, make_generator(0))
+        DistillStep(distiller, law, law.thin, 3, torch.float32, distiller.config)(0, [make_generator(0)])
         assert (of_fake[0] is None) == (augment == 0)
         assert of_fake[1] is None  # it is compared on images as they are
         assert of_g == [None, None]

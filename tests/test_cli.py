@@ -91,9 +91,9 @@ def test_several_configurations_apply_in_their_order(tmp_path, capsys):
     assert "lr: 0.25" in out
 
 
-def test_one_place_for_several_reports_is_refused(tmp_path, capsys):
-    assert run("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c") == 2
-    assert "--out takes one report" in capsys.readouterr().err
+def test_a_report_is_not_watched_more_often_than_once_a_second(capsys):
+    assert run("report", "--accel", "4", "--watch", "0.1") == 2
+    assert "--watch 0.1" in capsys.readouterr().err
 
 
 def test_unknown_key(tmp_path, capsys):

@@ -109,6 +109,17 @@ def test_an_even_border_is_cut_exactly(tmp_path):
     assert code == 0 and found["rows"][0]["mean"]["nmse"] == 0 and found["rows"][0]["mean"]["psnr"] is None
 
 
+def test_outside_the_support_of_a_target_nothing_counts_inside_it(tmp_path):
+    target = pictures(4, 0, 20)
+    target[:, :6] = 0
+    image = np.where(target > 0, 0.9 * target, 0.5)
+    write_h5(tmp_path / "t" / "a.h5", target)
+    write_h5(tmp_path / "r" / "a.h5", image)
+    _, found = evaluate(tmp_path, "--reference", tmp_path / "t", "--samples", f"r={tmp_path / 'r'}", "--paired")
+    mean = found["rows"][0]["mean"]
+    assert mean["inside_nmse"] == pytest.approx(0.01) and mean["nmse"] > 0.05
+
+
 def test_colour_is_taken_in_both_ranges(tmp_path):
     rng = np.random.default_rng(0)
     symmetric = rng.uniform(-1, 1, (4, 8, 8, 3))

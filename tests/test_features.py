@@ -283,6 +283,28 @@ def test_two_processes_give_the_features_of_one():
     assert (Extractor("bands", workers=2)(images) == Extractor("bands")(images)).all()
 
 
+def test_two_processes_give_the_features_of_one_network(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(8, 32, 3), torch.nn.AdaptiveAvgPool2d(1)
+    )
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net.float()
+
+        def forward(self, images):
+            return self.net(images.float() / 255).flatten(1)
+
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.script(Net()).save(tmp_path / "net.pt")
+    images, kind = pictures(3 * BLOCK + 7, 0, 24), f"torchscript:{tmp_path / 'net.pt'}"
+    one, again, two = Extractor(kind)(images), Extractor(kind)(images), Extractor(kind, workers=2)(images)
+    assert (one == again).all() and (one == two).all()
+    assert (Extractor(kind)(images[:5]) == one[:5]).all()  # nor does the number of images matter
+
+
 def test_kinds_and_files_that_are_not_there_are_named(tmp_path):
     with pytest.raises(UsageError, match="inception or torchscript"):
         Extractor("vgg")

@@ -22,10 +22,12 @@ class Regression:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
         self.broken, self.more = broken, more
 
-    def __call__(self, images, generator):
-        x = self.broken(images) * torch.randn(4, 3, generator=generator)
-        loss = self.model(x).square().mean()
-        return {"loss": loss, "gradient": descend(self.optimizer, loss, 1.0), **self.more(images)}
+    def __call__(self, images, generators):
+        def loss(generator):
+            value = self.model(self.broken(images) * torch.randn(4, 3, generator=generator)).square().mean()
+            return value, {"loss": value}
+
+        return {**descend(self.optimizer, loss, generators, 1.0, "gradient"), **self.more(images)}
 
     def state_dict(self):
         return {"model": self.model.state_dict(), "adam": adam_state(self.optimizer)}

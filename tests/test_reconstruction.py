@@ -235,6 +235,7 @@ def test_methods_differ_and_all_of_them_work(scans, tmp_path):
         reconstruct_files([scans / "2.h5"], tmp_path / name, config(scans, **fields))
         found[name], attributes = images_of(tmp_path / name / "2.h5")
         assert found[name].max() > 0 and (attributes["lam"] > 0) == (name != "sense")
+        assert 0 < attributes["residual"] < 0.5
     assert not np.array_equal(found["l1"], found["sense"]) and not np.array_equal(found["l1"], found["sigpy"])
     assert np.abs(found["l1"] - found["sigpy"]).mean() < 0.05 * found["l1"].max()
 

@@ -109,7 +109,7 @@ def test_learning_rate_rises_and_falls():
 
 def test_both_rates_of_a_distillation_fall():
     made = step(lr_fake=3e-4, lr_generator=1e-4, decay=True, images=8, batch=4)
-    made(0, make_generator(0))
+    made(0, [make_generator(0)])
     assert [adam.param_groups[0]["lr"] for adam in (made.adam_fake, made.adam_generator)] == pytest.approx([1.5e-4, 5e-5])
 
 
@@ -157,7 +157,7 @@ def test_each_gradient_has_a_limit_of_its_own():
     for cut, moves in ((1e-12, False), (0, True)):
         made = step(clip_fake=cut, clip_generator=1e-12 if moves else 0, lr_fake=0.1, lr_generator=0.1, batch=4)
         before = {name: p.clone() for name, p in made.distiller.named_parameters()}
-        made(0, make_generator(0))
+        made(0, [make_generator(0)])
         moved = {name.split(".")[0]: 0.0 for name in before}
         for name, p in made.distiller.named_parameters():
             moved[name.split(".")[0]] = max(moved[name.split(".")[0]], float((p - before[name]).detach().abs().max()))

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..files import atomic
 from ..observations import Observation
 from ..operators import LinearOperator, MaskedOperator
-from ..tensors import Image, PerSample, generator_of, make_generator
+from ..tensors import Image, PerSample, generator_of, make_generator, randint
 from .config import MRIExperiment
 from .masks import check_thinning, draw_columns, thin_columns
 from .operators import MultiCoilMRI
@@ -76,7 +76,7 @@ class MRILaw:
 
     def draw(self, n: int, size: Size, generator: torch.Generator) -> tuple[MultiCoilMRI, PerSample]:
         bank, device = self._bank(size), generator.device
-        chosen = torch.randint(len(bank.maps), (n,), device=device, generator=generator).cpu()
+        chosen = randint(len(bank.maps), (n,), generator).cpu()
         operator = MultiCoilMRI(bank.maps[chosen].to(device), self._masks(n, bank, generator))
         return operator, bank.noise_std[chosen].to(device)
 
@@ -92,7 +92,7 @@ class MRILaw:
     def _masks(self, n: int, bank: Bank, generator: torch.Generator) -> Tensor:
         if bank.masks is None:
             return draw_columns(n, bank.maps.shape[-1], self.accel, bank.acs, generator)
-        which = torch.randint(len(bank.masks), (n,), device=generator.device, generator=generator).cpu()
+        which = randint(len(bank.masks), (n,), generator).cpu()
         return bank.masks[which][:, None, None, :].to(generator.device)
 
     def save(self, path: Path) -> None:
@@ -241,6 +241,10 @@ class MRI:
 
     def volume_of(self, name: str) -> str:
         return name.rpartition("/")[0]
+
+    def corruption(self, experiment: MRIExperiment) -> dict[str, Any]:
+        data = to_tree(experiment)["data"]
+        return {name: data[name] for name in ("accel", "acs", "mask", "coils", "noise_std")}
 
     def restoration(self, experiment: MRIExperiment) -> dict[str, Any]:
         options = to_tree(experiment.l1)

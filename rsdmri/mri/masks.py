@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..tensors import make_generator, number_of, squared
+from ..tensors import make_generator, number_of, rand, squared
 
 MASK_STREAM = 3  # the purpose of the generators that draw a volume's mask
 CENTRAL = 8  # the centre of k-space is looked for within 1/8 of the matrix from its middle
@@ -83,7 +83,7 @@ def draw_columns(
     """n masks (n, 1, 1, W), bool, on the device of ``generator``; within the columns ``encoded`` (W,), by default all."""
     acquired = width if encoded is None else int(encoded.sum())
     check_acceleration(acquired, acceleration, acs, thinned=False)
-    scores = torch.rand(n, width, dtype=torch.float32, device=generator.device, generator=generator)
+    scores = rand((n, width), generator)
     scores[:, acs_lines(width, acs)] = 2.0  # always among the highest
     if encoded is not None:
         scores = torch.where(encoded.to(scores.device), scores, -1.0)
@@ -93,7 +93,7 @@ def draw_columns(
 def thin_columns(mask: Tensor, acceleration: float, acs: int, generator: torch.Generator | None) -> Tensor:
     """M̃ within M (B, 1, 1, W): fewer of M's columns (see :func:`thinned_columns`), the ACS lines always."""
     width, rows = mask.shape[-1], mask[:, 0, 0]
-    scores = torch.rand(len(mask), width, dtype=torch.float32, device=mask.device, generator=generator)
+    scores = rand((len(mask), width), generator, mask)
     scores[:, acs_lines(width, acs)] = 2.0
     scores = torch.where(rows, scores, -1.0)
     return _highest(scores, thinned_columns(rows.sum(-1), width, acceleration))[:, None, None, :]

@@ -20,6 +20,8 @@ from ..config import ObjectiveConfig, to_tree
 from ..errors import UserError
 from ..files import sha256
 from ..jobs import FilesFailed, Outcome, default_shard, run_files, say_warnings, shard, short
+from ..metrics.pixel import consistency
+from ..observations import Observation
 from ..tensors import squared
 from .config import MRIData, MRIExperiment, ReconstructConfig
 from .export import Voxel, needed, write_dicom, write_nifti, write_reconstruction
@@ -74,7 +76,7 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
     maps.check_shape(path, scan.kspace)
     try:
         mask = _mask(scan, config)
-        images, lam = _images(scan, maps, mask, config)
+        images, lam, residual = _images(scan, maps, mask, config)
     except UserError as error:
         raise UserError(f"{path}: {error}".replace(f"{path}: {path}: ", f"{path}: ")) from None
     volume, voxel = crop(images, scan.recon_size).numpy(), scan.voxel
@@ -82,7 +84,7 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
         volume, voxel = volume.swapaxes(-1, -2), voxel and (voxel[1], voxel[0], voxel[2])
     acceleration = _acceleration(scan, mask)
     depends_on = _depends_on(path, config)
-    found = {"lam": lam, "acceleration": acceleration, "nifti": config.nifti, "dicom": config.dicom}
+    found = {"lam": lam, "residual": residual, "acceleration": acceleration, "nifti": config.nifti, "dicom": config.dicom}
     nifti, dicom = _others(path, out)
     nifti.unlink(missing_ok=True)  # of an earlier reconstruction
     _remove_dicom(dicom)
@@ -97,19 +99,20 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
     return Outcome(f"{path.stem}  R {acceleration:.3g}", notes)
 
 
-def _images(scan: KSpace, maps: Maps, mask: Tensor, config: ReconstructConfig) -> tuple[Tensor, float]:
-    """Magnitudes (slices, H, W), zero where there are no maps, and the weight that was taken."""
+def _images(scan: KSpace, maps: Maps, mask: Tensor, config: ReconstructConfig) -> tuple[Tensor, float, float]:
+    """Magnitudes (slices, H, W), zero where there are no maps; the weight that was taken; and the part of the data that is not explained."""
     valid = maps.valid.nonzero().flatten()
     shown = mask.reshape(1, 1, *((1, -1) if mask.ndim == 1 else mask.shape))
     operator = MultiCoilMRI(maps.maps[valid], shown.expand(len(valid), *shown.shape[1:]))
     y = operator.restrict(scan.kspace[valid])
     images = torch.zeros(len(scan.kspace), *scan.kspace.shape[-2:], dtype=torch.float32)
     if not len(valid):
-        return images, 0.0
+        return images, 0.0, 0.0
     lam = _lam(operator, y, _acceleration(scan, mask), config)
     x = _solved(operator, y, lam, config) * operator.support()
     images[valid] = squared(x).sum(1).sqrt()  # of two sets of maps, of both images
-    return images, lam
+    left = consistency(x, Observation(y, operator, torch.zeros(len(x))))
+    return images, lam, float(left.square().mean().sqrt())
 
 
 def _lam(operator: MultiCoilMRI, y: Tensor, acceleration: float, config: ReconstructConfig) -> float:

@@ -1,0 +1,111 @@
+"""Images of an experiment as a page shows them: of every row, of the references, and the training images nearest to what was made."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .config import Experiment
+from .domain import Domain, Law, Observations
+from .evaluating import ORDER, judge_of
+from .evaluation import Evaluator, clean_images
+from .generation import read_samples
+from .metrics.coverage import nearest
+from .progress import track
+from .report_images import MOST_COMPARED, Grid, Neighbours, Yardstick, features_of, shows, yardstick_of
+from .runs import observations_path
+from .tensors import Image
+
+SHOWN, SHOWN_OF_MANY = 16, 9  # images of each grid, of one experiment and of each of several
+AT_ONCE = 64  # observations shown at once: k-space is many times an image
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images of every row, and the training images nearest to them."""
+
+    grids: Sequence[Grid] = ()
+    neighbours: Sequence[Neighbours] = ()
+    yardstick: Yardstick | None = None
+
+
+def pictures_of(experiment: Experiment, domain: Domain, samples: Mapping[str, Path]) -> Pictures:
+    """The same number of images of every row and of the references, and the nearest neighbours of those that were made."""
+    # Features of a network are not needed for pictures, nor its file of weights.
+    plain = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, features="bands", metrics=("swd",)))
+    judge, found = judge_of(plain, domain, samples)
+    data = domain.observations(observations_path(experiment), experiment)
+    count = shows(judge.size, SHOWN)
+    grids = [_grid("observation", _observed(data, judge.row_samples[:count]), domain, judge.law, "What was learned from.")]
+    for name in sorted(found, key=lambda name: ORDER.get(name, len(ORDER))):
+        images, attributes = found[name]
+        grids.append(_grid(name, images[:count], domain, judge.law, _calls(attributes)))
+    clean = clean_images(experiment, domain, judge)
+    if clean is not None:
+        grids.append(_grid("reference", clean[:count], domain, judge.law, "For evaluation only."))
+    neighbours, yardstick = _neighbours(judge, data, samples, found, count)
+    return Pictures(grids, neighbours, yardstick)
+
+
+def _observed(data: Observations, indices: Sequence[int]) -> Image:
+    obs = data.batch(indices)
+    return obs.operator.to_image(obs.y)
+
+
+def _grid(name: str, images: Image, domain: Domain, law: Law, caption: str = "") -> Grid:
+    return Grid(name, domain.display(images, law).numpy(), caption, images[:, 0].numpy() if images.is_complex() else None)
+
+
+def _calls(attributes: Mapping[str, Any]) -> str:
+    calls = attributes.get("network_calls")
+    return "" if calls is None else f"{calls} network call{'s' if calls != 1 else ''} an image."
+
+
+def _neighbours(
+    judge: Evaluator, data: Observations, samples: Mapping[str, Path], found: Mapping[str, tuple[Image, Any]], count: int
+) -> tuple[list[Neighbours], Yardstick | None]:
+    """Among at most 2,000 observations, spread over the data. Samples are corrupted as these were before they are compared."""
+    domain, pool = judge.domain, data.buckets[judge.size]
+    if min(judge.size) < 8:
+        return [], None  # features need as many pixels
+    indices = [pool[i] for i in np.unique(np.linspace(0, len(pool) - 1, MOST_COMPARED).round().astype(int))]
+    starts = range(0, len(indices), AT_ONCE)
+    parts = [
+        domain.display(_observed(data, indices[start : start + AT_ONCE]), judge.law).numpy()
+        for start in track(starts, "neighbours", len(starts), f"x {AT_ONCE} observations")
+    ]
+    observed = np.concatenate(parts)
+    features = features_of(observed)
+    result = []
+    for name in sorted(found, key=lambda name: ORDER.get(name, len(ORDER))):
+        images, attributes = found[name]
+        law = _law_of(samples[name], attributes.get("run"), domain) or judge.law
+        corrupted = judge.corrupt(images[:count], attributes["seeds"][:count], law)
+        index, distance = nearest(features_of(corrupted.shown), features)
+        result.append(Neighbours(name, domain.display(images[:count], judge.law).numpy(), observed[index], distance.tolist()))
+    return result, yardstick_of(features)
+
+
+def _law_of(samples: Path, run: str | None, domain: Domain) -> Law | None:
+    """The law by which samples were drawn, which lies beside them, or else in their run."""
+    places = [folder / "operators.h5" for folder in (samples.parent, Path(run or samples.parent))]
+    found = next((path for path in places if path.exists()), None)
+    return None if found is None else domain.law(found)
+
+
+def small_grids_of(experiment: Experiment, domain: Domain, samples: Mapping[str, Path]) -> dict[str, Grid]:
+    """A few images of every row."""
+    found = {}
+    data = domain.observations(observations_path(experiment), experiment)
+    law = data.law()
+    for name, path in samples.items():
+        images, attributes = read_samples(path)
+        size = images.shape[-2], images.shape[-1]
+        count = shows(size, SHOWN_OF_MANY)
+        if "observation" not in found and size in data.buckets:
+            found["observation"] = _grid("observation", _observed(data, list(data.buckets[size][:count])), domain, law)
+        found[name] = _grid(name, images[:count], domain, law, _calls(attributes))
+    return dict(sorted(found.items(), key=lambda item: ORDER.get(item[0], len(ORDER))))
