@@ -238,8 +238,8 @@ class DistillConfig:
     """Images between two lines of metrics.jsonl."""
     select: Literal["", "swd", "psd", "frechet", "kid"] = ""
     """The result is the average of the lowest proximal distance of this name, which needs no clean image (RSD 5.3); empty: the last one."""
-    select_every: int = 500_000
-    """Images between two averages that are scored; each time select_n images are drawn."""
+    select_every: int = 0
+    """Images between two averages that are scored; each time select_n images are drawn. 0: twenty times in the training."""
     select_n: int = 400
     """Images that are compared, if there are twice as many observations."""
     patience: int = 0
@@ -248,8 +248,9 @@ class DistillConfig:
     def __post_init__(self) -> None:
         require(self.images >= 1 and self.batch >= 1, "images and batch must be at least 1")
         require(self.parts >= 1 and self.batch % self.parts == 0, f"batch {self.batch} must be divisible by parts {self.parts}")
-        require(self.select_every >= 1 and self.select_n >= 16, "distill.select_every must be positive, select_n at least 16")
-        require(self.patience == 0 or (self.patience > 0 and self.select != ""), "distill.patience needs distill.select")
+        require(self.select_every >= 0 and self.select_n >= 16, "distill.select_every must not be negative, select_n at least 16")
+        require(self.patience >= 0, "distill.patience must not be negative")
+        require(self.patience == 0 or self.select != "", "distill.patience needs distill.select")
         require(self.lr_fake > 0 and self.lr_generator > 0, "lr_fake and lr_generator must be positive")
         least = min(self.clip_fake, self.clip_generator, self.snapshots)
         require(least >= 0, "distill: clip_fake, clip_generator and snapshots must not be negative")

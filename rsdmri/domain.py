@@ -115,6 +115,10 @@ class Domain(Protocol):
         """What makes them: (Observation, indices) -> images."""
         ...
 
+    def values(self, law: Law) -> dict[str, Any]:
+        """How values become display values: what has to be the same for numbers that are compared."""
+        ...
+
     def display(self, x: Image, law: Law) -> Tensor:
         """Images as a person or a metric sees them: (N, H, W) or (N, H, W, 3) in [0, 1], 8-bit steps, the same for every row."""
         ...

@@ -3,7 +3,8 @@
 Every number stands in metrics.json with what it depends on: images a side, seeds, features, how values became display values, versions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,22 @@ def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, sa
         for name, (images, attributes) in found.items():
             progress.update(len(rows), name)
             law = _law_of(domain, paths[name], attributes)
+            with _naming(paths[name]):
+                true, proximal = judge.true(images), judge.proximal(images, attributes["seeds"], law)
             rows.append(
                 {
                     "name": name,
                     "seconds_per_image": attributes.get("seconds_per_image"),
                     "network_calls": attributes.get("network_calls"),
                     "seeds": [attributes["seeds"][0], attributes["seeds"][judge.n - 1]],
-                    "metrics": judge.true(images),
-                    "proximal": judge.proximal(images, attributes["seeds"], law),
+                    "metrics": true,
+                    "proximal": proximal,
                 }
             )
         progress.update(len(rows))
     rows.sort(key=lambda row: ORDER.get(row["name"], len(ORDER)))
     places = {name: str(path) for name, path in paths.items()}
-    values = {"values": "those of the data", "clip": [0, 1], "quantisation": "8 bits", "size": judge.size}
+    values = {**domain.values(judge.law), "clip": [0, 1], "quantisation": "8 bits", "size": judge.size}
     write_json(out / "metrics.json", {**_circumstances(judge.n, judge.options, values), "rows": rows, "samples": places})
     return out
 
@@ -67,7 +70,25 @@ def judge_of(
 ) -> tuple[Evaluator, dict[str, tuple[Image, dict[str, Any]]]]:
     """Samples, and what they are compared with: as many images a side as the smallest set allows."""
     found = {name: read_samples(path) for name, path in paths.items()}
+    for name, (images, _) in found.items():
+        if images.is_complex() != domain.complex_images or images.shape[1] != domain.channels:
+            kind = (
+                f"{'complex' if domain.complex_images else 'real'}, {domain.channels} channel{'s' if domain.channels > 1 else ''}"
+            )
+            raise UserError(
+                f"{paths[name]}: {images.dtype} {tuple(images.shape)} found; expected images as the verb sample makes them here: {kind}."
+                " Images of other programs are compared with --reference."
+            )
     return evaluator(experiment, domain, min(len(images) for images, _ in found.values()), _one_size(found, paths)), found
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the file before what is wrong with its images."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def _circumstances(n: int, options: Options, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +140,10 @@ def evaluate_sets(config: EvaluateConfig, reference: Path, samples: Mapping[str,
     with Progress("evaluate", len(sets), "rows") as progress:
         for name, array in sets.items():
             progress.update(len(rows), name)
-            found = compare(_side(array[:n], values, samples[name]), clean, other, options)
+            # Not the first ones: files are sorted by class or scan.
+            chosen = np.sort(np.random.default_rng(options.seed).permutation(len(array))[:n])
+            with _naming(samples[name]):
+                found = compare(_side(array[chosen], values, samples[name]), clean, other, options)
             rows.append({"name": name, "seconds_per_image": None, "network_calls": None, "metrics": found, "proximal": {}})
         progress.update(len(rows))
     places = {name: str(path) for name, path in samples.items()}
@@ -157,7 +181,8 @@ def evaluate_pairs(reference: Path, samples: Mapping[str, Path], out: Path) -> P
             for number, (volume, target) in enumerate(targets.items(), 1):
                 found[volume] = _pair(target, volumes[volume], path / volume)
                 progress.update(number, volume)
-        columns = {key: [scores[key] for scores in found.values()] for key in next(iter(found.values()))}
+        keys = [key for key in next(iter(found.values())) if all(key in scores for scores in found.values())]
+        columns = {key: [scores[key] for scores in found.values()] for key in keys}
         means = {key: _mean(column) for key, column in columns.items()}
         errors = {key: _error(column) for key, column in columns.items()}
         rows.append({"name": name, "mean": means, "standard_error": errors, "volumes": found})
@@ -168,27 +193,27 @@ def evaluate_pairs(reference: Path, samples: Mapping[str, Path], out: Path) -> P
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None where a volume is exact and has no PSNR."""
+    """Over the volumes that have a value: one that is exact has no PSNR."""
     known = [value for value in values if value is not None]
-    return float(np.mean(known)) if len(known) == len(values) else None
+    return float(np.mean(known)) if known else None
 
 
 def _error(values: Sequence[float | None]) -> float | None:
     """The standard error of the mean; None for one volume."""
     known = [value for value in values if value is not None]
-    return float(np.std(known, ddof=1) / np.sqrt(len(known))) if 1 < len(known) == len(values) else None
+    return float(np.std(known, ddof=1) / np.sqrt(len(known))) if len(known) > 1 else None
 
 
 def _pair(target: Array, image: Array, place: Path) -> dict[str, float | None]:
     image = _cut(image, target.shape, place)
     scores: dict[str, float | None] = {}
-    if np.iscomplexobj(target) and np.iscomplexobj(image):
-        scores["complex_nrmse"] = complex_nrmse(target, image)
     try:
+        if np.iscomplexobj(target) and np.iscomplexobj(image):
+            scores["complex_nrmse"] = complex_nrmse(target, image)
         shown, truth = np.abs(image), np.abs(target)
         values = {name: metric(truth, shown) for name, metric in VOLUME.items()}
-        if not truth.all():  # combined by coil maps, a target is zero outside their support
-            values |= {f"inside_{metric.__name__}": inside(metric, truth, shown, truth > 0) for metric in (nmse, psnr)}
+        # Combined by coil maps, a target is zero outside their support; of others that is everything.
+        values |= {f"inside_{metric.__name__}": inside(metric, truth, shown, truth > 0) for metric in (nmse, psnr)}
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     return {**{name: value if np.isfinite(value) else None for name, value in values.items()}, **scores}
@@ -197,7 +222,10 @@ def _pair(target: Array, image: Array, place: Path) -> dict[str, float | None]:
 def _cut(image: Array, shape: tuple[int, ...], place: Path) -> Array:
     """An image (slices, H, W) at the target's matrix."""
     if image.ndim != 3 or len(shape) != 3 or len(image) != shape[0] or image.shape[1] < shape[1] or image.shape[2] < shape[2]:
-        raise UserError(f"{place}: {' x '.join(map(str, image.shape))}, and its target {' x '.join(map(str, shape))}")
+        raise UserError(
+            f"{place}: {' x '.join(map(str, image.shape))}, and its target {' x '.join(map(str, shape))}. Expected as many slices, and"
+            " at least as many rows and columns, of which the middle ones are compared."
+        )
     top, left = ((image.shape[axis] - shape[axis]) // 2 for axis in (1, 2))
     return image[:, top : top + shape[1], left : left + shape[2]]
 
@@ -213,12 +241,13 @@ def table_of(result: Mapping[str, Any]) -> str:
         return f"{result['n']} volumes, mean ± standard error\n{_aligned(lines)}"
     parts = []
     for group, title in (("metrics", "to the references"), ("proximal", "corrupted again, to the observations")):
-        names = list(result["rows"][0][group])
+        names = list(dict.fromkeys(name for row in result["rows"] for name in row[group]))
         if names:
             lines = [["", *(row["name"] for row in result["rows"]), "floor"]]
             for name in names:
                 scores = [row[group].get(name) for row in result["rows"]]
-                lines.append([name, *(_score(score) for score in scores), f"{scores[0]['floor']:.3g}" if scores[0] else "-"])
+                floor = next(score["floor"] for score in scores if score is not None)
+                lines.append([name, *(_score(score) for score in scores), f"{floor:.3g}"])
             parts.append(f"{title}, {result['n']} images a side, features: {result['features'] or 'none'}\n{_aligned(lines)}")
     return "\n\n".join(parts)
 

@@ -7,10 +7,13 @@ between two disjoint halves of what it was compared with, at the same number of 
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .config import EvaluateConfig, Experiment
 from .domain import Domain, Law, Observations, Size
@@ -115,8 +118,8 @@ def clean_images(experiment: Experiment, domain: Domain, judge: Evaluator) -> Im
     """The references that everything is compared with, as they are and not as they are shown; None where there are none."""
     if judge.clean is None:
         return None
-    images, _ = domain.references(observations_path(experiment).with_name("references.h5"), judge.size)
-    _, clean, _ = halves(len(images), judge.n)
+    images, names = domain.references(observations_path(experiment).with_name("references.h5"), judge.size)
+    _, clean, _ = halves(len(images), judge.n, groups=[domain.volume_of(name) for name in names])
     return images[clean]
 
 
@@ -151,18 +154,25 @@ def _built(
             f"{len(pool)} of {len(data)} observations are {size[0]} x {size[1]}; distances need {2 * MIN_IMAGES} of one size. Prepare more"
             " scans, or bring all to one size."
         )
-    n, first, second = halves(len(pool), samples, limit)
+    all_names = data.names
+    volumes = [domain.volume_of(all_names[i]) for i in pool]
+    n, first, second = halves(len(pool), samples, limit, groups=volumes)
     clean, row = None, None
     if references is not None:
         images, names = references
-        n, clean_first, clean_second = halves(len(images), n, limit)
-        clean = [side_of(domain, images[part], law) for part in (clean_first, clean_second)]
+        of_volumes = [domain.volume_of(name) for name in names]
+        n, clean_first, clean_second = halves(len(images), n, groups=of_volumes)
+        clean = [
+            replace(side_of(domain, images[part], law), groups=_numbered(of_volumes, part))
+            for part in (clean_first, clean_second)
+        ]
+        n, first, second = halves(len(pool), n, groups=volumes)  # all sides have n, which the references may have made less
         # Where the references are of the same slices, the row of the observations takes those that the clean side leaves out.
-        place = {name: index for index, name in enumerate(data.names)}
+        place = {name: index for index, name in enumerate(all_names)}
         left_out = [names[index] for index in clean_second]
         if all(name in place for name in left_out):
             row = [place[name] for name in left_out]
-    parts = [[pool[int(i)] for i in part[:n]] for part in (first, second)]
+    parts = [[pool[int(i)] for i in part] for part in (first, second)]
     observed = [_observed(domain, data, law, part) for part in parts]
     return Evaluator(
         n=n,
@@ -190,7 +200,15 @@ def _observed(domain: Domain, data: Observations, law: Law, indices: Sequence[in
     for start in range(0, len(indices), AT_ONCE):  # k-space is many times an image
         obs = data.batch(indices[start : start + AT_ONCE])
         parts.append(side_of(domain, obs.operator.to_image(obs.y), law))
-    return joined(parts)
+    names = data.names
+    volumes = [domain.volume_of(names[i]) for i in indices]
+    return replace(joined(parts), groups=_numbered(volumes, range(len(volumes))))
+
+
+def _numbered(volumes: Sequence[str], part: Iterable[int]) -> NDArray[np.int64] | None:
+    """Whose image each of a part is, as numbers; None if each is its own."""
+    _, numbers = np.unique([volumes[i] for i in part], return_inverse=True)
+    return numbers.astype(np.int64) if len(np.unique(numbers)) < len(numbers) else None
 
 
 def _plain(scores: Any) -> Scores:

@@ -18,12 +18,13 @@ from .files import walk
 from .pictures import SUFFIXES, content_of, decoded, in_colour, names_in
 
 HDF5 = (".h5", ".hdf5")
+GREY = ("L", "I;16", "I;16B", "I;16L")  # modes of pictures that stay as they are
 #: Where images are in an HDF5 file, the first one that is there: ours, those of reconstructions, and fastMRI's targets.
 DATASETS = ("images", "reconstruction", "reconstruction_rss", "reconstruction_esc", "image")
-#: Values that are divided by what: of 8 and 16 bits.
-INTEGERS = {"uint8": 255.0, "uint16": 65535.0}
 BRIGHT = 99.9  # percentile of the reference that becomes white where values have no scale of their own
 DIM = 0.5  # a reference in [0, 1] whose brightest value is below this is not taken for display values
+OVERSHOOT = 0.05  # beyond [0, 1] or [-1, 1] that a generator's values may lie: they are clipped
+UNITS = 10.0  # a set that is so many times brighter or darker than its reference is in other units
 
 Array = NDArray[Any]  # (N, H, W) or (N, H, W, 3)
 
@@ -46,11 +47,11 @@ def read_set(path: Path) -> Array:
 
 
 def volumes_in(path: Path) -> dict[str, Array]:
-    """The images of each file by its name without the ending; pictures, which are files of one image, are one set ``""``."""
+    """The images of each file by its place in the folder without the ending; pictures, which are files of one image, are one set ``""``."""
     files = [path] if path.is_file() else walk(path)
     hdf5 = [file for file in files if file.suffix.lower() in HDF5]
     if hdf5:
-        return {file.stem: _of_hdf5(file) for file in hdf5}
+        return {_name(file, path): _of_hdf5(file) for file in hdf5}
     if path.is_file() and path.suffix.lower() in (".npz", ".npy"):
         return {path.stem: _checked(str(path), _of_numpy(path))}
     pictures = [file for file in files if file.suffix.lower() in {*SUFFIXES, ".zip"}]
@@ -59,6 +60,10 @@ def volumes_in(path: Path) -> dict[str, Array]:
             f"{path}: no images found; expected HDF5, .npz, .npy, or a folder or .zip of {', '.join(sorted(SUFFIXES))}"
         )
     return {"": _checked(str(path), _of_pictures(path, pictures))}
+
+
+def _name(file: Path, path: Path) -> str:
+    return file.stem if file == path else file.relative_to(path).with_suffix("").as_posix()
 
 
 def _of_hdf5(path: Path) -> Array:
@@ -92,12 +97,17 @@ def _of_pictures(path: Path, files: Sequence[Path]) -> Array:
     for name in names_in(path, files):
         if Path(name).suffix.lower() not in SUFFIXES:
             continue
-        picture = decoded(content_of(path, name))
-        images.append(np.asarray(picture if picture.mode == "L" else in_colour(picture)))
+        try:
+            picture = decoded(content_of(path, name))
+            images.append(np.asarray(picture if picture.mode in GREY else in_colour(picture)))
+        except UserError as error:
+            raise UserError(f"{path}: {name}: {error}") from None
     if len({image.shape[:2] for image in images}) > 1:
         raise UserError(f"{path}: pictures of several sizes; bring all to one")
-    if len({image.ndim for image in images}) > 1:
+    if len({image.ndim for image in images}) > 1 and all(image.dtype == np.uint8 for image in images):
         images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, -1) for image in images]
+    if len({(image.ndim, image.dtype) for image in images}) > 1:
+        raise UserError(f"{path}: grey pictures of 16 bits beside others; bring all to one kind")
     return np.stack(images)
 
 
@@ -114,26 +124,43 @@ def _checked(place: str, array: Array) -> Array:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How stored values become display values in [0, 1], in steps of 8 bits; decided by the reference, the same on both sides."""
+    """How stored values become display values in [0, 1], in steps of 8 bits; the reference decides for all sets."""
 
     values: str
-    """unit ([0, 1], and integers by their own range), symmetric ([-1, 1]), or magnitude (divided by ``white``)."""
+    """bytes (0 to 255), unit ([0, 1]), symmetric ([-1, 1]), or magnitude (divided by ``white``)."""
     white: float = 1.0
 
     def __call__(self, images: Array, place: Path) -> NDArray[np.float32]:
         """Display values of images; a :class:`UserError` for values that cannot be those of the reference."""
-        if images.dtype.kind in "ui":
-            shown, values = images / _range(images, place), "unit"
-        elif self.values == "magnitude":
-            shown, values = np.abs(images) / self.white, "magnitude"
-        else:
-            values = _values(images)
-            shown = (images + 1) / 2 if values == "symmetric" else images
-        if (values == "magnitude") != (self.values == "magnitude"):
-            raise UserError(
-                f"{place}: {images.dtype}, {_span(images)}, cannot be compared with a reference of {self.values} values"
-            )
+        shown = self._scaled(images, place)
         return (np.rint(255 * np.clip(shown, 0, 1)) / 255).astype(np.float32)
+
+    def _scaled(self, images: Array, place: Path) -> Array:
+        if images.dtype == np.uint8 and self.values != "magnitude":
+            return images / np.float32(255)
+        kind = _kind_of(images)
+        if self.values == "magnitude":
+            bright = float(np.percentile(np.abs(images), BRIGHT)) / self.white
+            if kind in ("bytes", "negative", "symmetric") or not 1 / UNITS < bright < UNITS:
+                raise UserError(
+                    f"{place}: {_span(images)}; expected magnitudes in the units of the reference, whose {BRIGHT}th percentile is"
+                    f" {self.white:.3g}. Bring both to the same units."
+                )
+            return np.abs(images) / np.float32(self.white)
+        # Of a reference of bytes nothing is known but that it is displayed: both ways to store that in floating point are taken.
+        of = (
+            kind
+            if self.values == "bytes" and kind in ("unit", "symmetric")
+            else "unit"
+            if self.values == "bytes"
+            else self.values
+        )
+        low = -1.0 if of == "symmetric" else 0.0
+        if images.dtype.kind != "f" or images.min() < low - OVERSHOOT or images.max() > 1 + OVERSHOOT:
+            raise UserError(
+                f"{place}: {_span(images)}; expected {self.values} values as in the reference, between {low:.0f} and 1, or bytes. Scale them."
+            )
+        return (images + 1) / 2 if of == "symmetric" else images
 
     def record(self) -> dict[str, Any]:
         """What stands beside the numbers."""
@@ -141,35 +168,31 @@ class Preprocessing:
 
 
 def preprocessing_of(reference: Array, place: Path) -> Preprocessing:
-    """What the values of the reference mean: integers have a scale; [-1, 1] in colour and [0, 1] are taken as such; else magnitudes
-    are divided by their 99.9th percentile."""
-    if reference.dtype.kind in "ui":
-        _range(reference, place)
-        return Preprocessing("unit")
-    values = _values(reference)
-    if values != "magnitude":
-        return Preprocessing(values)
+    """What the values of the reference mean: bytes, [-1, 1] and [0, 1] are taken as such; else magnitudes, complex or of another scale
+    (integers of 16 bits too), are divided by their 99.9th percentile."""
+    kind = _kind_of(reference)
+    if kind == "negative":
+        raise UserError(f"{place}: {_span(reference)}; expected bytes, [0, 1], [-1, 1], or magnitudes, which are not negative")
+    if kind != "magnitude":
+        return Preprocessing(kind)
     white = float(np.percentile(np.abs(reference), BRIGHT))
     if white <= 0:
         raise UserError(f"{place}: all images are black; there is nothing to compare with")
     return Preprocessing("magnitude", white)
 
 
-def _values(images: Array) -> str:
-    if images.dtype.kind == "f":
-        low, high = float(images.min()), float(images.max())
-        if images.ndim == 4 and -1 <= low < 0 and high <= 1:
-            return "symmetric"
-        if low >= 0 and DIM < high <= 1:
-            return "unit"
-    return "magnitude"
-
-
-def _range(images: Array, place: Path) -> float:
-    if images.dtype.name not in INTEGERS:
-        raise UserError(f"{place}: {images.dtype}; integers of 8 or 16 bits without sign are expected, or floating point")
-    return INTEGERS[images.dtype.name]
+def _kind_of(images: Array) -> str:
+    """bytes, unit, symmetric or magnitude; or negative, which is none of them."""
+    if images.dtype == np.uint8:
+        return "bytes"
+    if images.dtype.kind == "c":
+        return "magnitude"
+    low, high = float(images.min()), float(images.max())
+    if low < -OVERSHOOT:
+        return "symmetric" if low >= -1 - OVERSHOOT and high <= 1 + OVERSHOOT else "negative"
+    return "unit" if images.dtype.kind == "f" and DIM < high <= 1 + OVERSHOOT else "negative" if low < 0 else "magnitude"
 
 
 def _span(images: Array) -> str:
-    return f"from {np.abs(images).min():.3g} to {np.abs(images).max():.3g}"
+    part = images.real if images.dtype.kind == "c" else images
+    return f"{images.dtype} from {part.min():.3g} to {part.max():.3g}"

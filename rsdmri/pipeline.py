@@ -119,7 +119,8 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     inputs = {"teacher": weights or run / "model.safetensors"}
     if not is_imported(run):
         inputs["operators"] = run / "operators.h5"
-    open_run(out, experiment, ("objective", "distill", "data"), inputs, _ends("distill", config))
+    derived = _ends("distill", config) | ({"evaluate.features": experiment.evaluate.features} if config.select else {})
+    open_run(out, experiment, ("objective", "distill", "data"), inputs, derived)
     if _finished(out, config.images) or ((out / "model.json").exists() and stopped_early(out, config)):
         return out
     law.save(out / "operators.h5")

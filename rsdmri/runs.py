@@ -20,8 +20,10 @@ from .errors import UserError
 from .files import read_json, sha256, write_json, write_text
 
 #: Options that may change between two starts of the same run: how long it is, how often it saves, how it is looked at.
-FREE = {"checkpointing", "images", "save", "log", "snapshots", "runs", "device", "sample", "evaluate", "laps", "clean"}
-FREE |= {"parts", "save_minutes", "select", "select_every", "select_n", "patience"}
+FREE = {
+    *("images", "save", "save_minutes", "log", "snapshots", "select_every", "patience", "laps"),
+    *("checkpointing", "parts", "runs", "device", "sample", "evaluate", "clean"),
+}
 
 
 def open_run(

@@ -22,6 +22,7 @@ from .tensors import Image
 from .training import read_log
 
 GENERATOR = "rsd"  # its row
+LOOKS = 20  # averages that are scored unless another number is asked for
 
 
 class Selection:
@@ -41,7 +42,7 @@ class Selection:
         teachers: Mapping[str, Callable[[], Image]],
     ) -> None:
         self.folder, self.config, self.judge, self.draw, self.teachers = folder, config, judge, draw, teachers
-        self.every = config.select_every
+        self.every = config.select_every or max(1, config.images // LOOKS)
         self.lines: list[dict[str, Any]] = []
 
     @property
@@ -49,35 +50,56 @@ class Selection:
         """Where the scores are kept."""
         return self.folder / "selection.jsonl"
 
-    def begin(self, images: int) -> None:
-        """Takes up what was scored before a checkpoint at ``images``; scores the teacher if that was not done."""
+    @property
+    def over(self) -> bool:
+        """Whether there has been no better average for as long as patience asks."""
+        ours = [line for line in self.lines if line["row"] == GENERATOR]
+        later = sum(line["images"] > self._best()["images"] for line in ours) if ours else 0
+        return 0 < self.config.patience <= later
+
+    def begin(self, images: int) -> int:
+        """Takes up what was scored before a checkpoint at ``images``, and returns the images of the last look; scores the teacher if that
+        was not done."""
         self.lines = [line for line in read_log(self.path) if line["images"] <= images] if self.path.exists() else []
         scored = {line["row"] for line in self.lines}
         for row, draw in self.teachers.items():
             if row not in scored:
                 self._add(0, 0.0, row, draw())
         self._write()
+        return max((int(line["images"]) for line in self.lines), default=0)
 
     def __call__(self, images: int, seconds: float, average: Mapping[str, Tensor]) -> tuple[bool, dict[str, float]]:
         """Scores an average; returns whether to stop, its proximal distance and the best one."""
+        # Of earlier looks, which are all in the checkpoint by now, only the best one's weights can be needed.
+        kept = self._weights(self._best()["images"]) if len(self.lines) > len(self.teachers) else None
+        for path in self.folder.glob("selected_*.safetensors"):
+            if path != kept:
+                path.unlink()
         self._add(images, seconds, GENERATOR, self.draw(average))
         best = self._best()
         if best["images"] == images:
-            save_tensors(self.folder / "selected.safetensors", dict(average))
+            save_tensors(self._weights(images), dict(average))
         self._write()
-        later = sum(line["row"] == GENERATOR and line["images"] > best["images"] for line in self.lines)
-        stop = 0 < self.config.patience <= later
         name = self.config.select
         last = self.lines[-1]["proximal"][name]
         write_json(
             self.folder / "selection.json",
-            {"by": f"proximal {name}", "images": best["images"], "value": best["proximal"][name], "stopped": stop, "at": images},
+            {
+                "by": f"proximal {name}",
+                "images": best["images"],
+                "value": best["proximal"][name],
+                "stopped": self.over,
+                "at": images,
+            },
         )
-        return stop, {f"proximal {name}": last, "best": best["proximal"][name]}
+        return self.over, {f"proximal {name}": last, "best": best["proximal"][name]}
 
     def selected(self) -> dict[str, Tensor]:
         """The weights of the best average."""
-        return load_tensors(self.folder / "selected.safetensors")
+        return load_tensors(self._weights(self._best()["images"]))
+
+    def _weights(self, images: int) -> Path:
+        return self.folder / f"selected_{images:012d}.safetensors"
 
     def _best(self) -> dict[str, Any]:
         """The line of the lowest proximal distance, the first one of equal ones."""
@@ -104,4 +126,6 @@ def stopped_early(folder: Path, config: DistillConfig) -> bool:
     if not config.select or not path.exists():
         return False
     result = read_json(path)
-    return bool(result["stopped"]) and (result["at"] - result["images"]) >= config.patience * config.select_every > 0
+    lines = [line for line in read_log(folder / "selection.jsonl") if line["row"] == GENERATOR]
+    later = sum(line["images"] > result["images"] for line in lines)
+    return bool(result["stopped"]) and 0 < config.patience <= later

@@ -58,8 +58,13 @@ class Watch(Protocol):
     every: int
     """Images between two looks, at the least."""
 
-    def begin(self, images: int) -> None:
-        """Before the first step, after ``images`` images of earlier runs."""
+    @property
+    def over(self) -> bool:
+        """Whether the training should end."""
+        ...
+
+    def begin(self, images: int) -> int:
+        """Before the first step, after ``images`` images of earlier runs; returns the images of the last look."""
         ...
 
     def __call__(self, images: int, seconds: float, average: Mapping[str, Tensor]) -> tuple[bool, dict[str, float]]:
@@ -112,10 +117,9 @@ def train(
     images, seconds = _restore(step, average, folder)
     log = _Log(folder / "metrics.jsonl", images, follow(images))
     marks = _snapshot_marks(options.images, options.snapshots)
-    if watch is not None:
-        watch.begin(images)
-    began = time.monotonic() - seconds
-    saved, looked, ended = _Mark(images), images, images >= options.images
+    looked = watch.begin(images) if watch is not None else images
+    began, saved = time.monotonic() - seconds, _Mark(images)
+    ended = images >= options.images or (watch is not None and watch.over)
     with Progress(stage, options.images, "images", start=images) as progress, stop_requests() as request:
         while not ended:
             parts = [(number, options.parts) for number in range(options.parts)]

@@ -230,6 +230,8 @@ def _rows(samples: Sequence[str]) -> dict[str, Path]:
         name, equals, path = text.partition("=")
         if not equals:
             raise UsageError(f"--samples {text}: expected NAME=PATH")
+        if name in rows:
+            raise UsageError(f"--samples {text}: '{name}' is named twice; each row has a name of its own")
         rows[name] = Path(path)
     return rows
 

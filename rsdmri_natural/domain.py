@@ -233,6 +233,9 @@ class Natural:
     def restorer(self, data: NaturalObservations, experiment: NaturalExperiment) -> Any:
         return self.restoration(experiment)
 
+    def values(self, law: Law) -> dict[str, Any]:
+        return {"values": "symmetric"}
+
     def display(self, x: Image, law: Law) -> Tensor:
         return ((x.clamp(-1, 1) + 1) * 127.5).round().movedim(1, -1) / 255
 

@@ -11,7 +11,7 @@ from PIL import Image
 from rsdmri.errors import UserError
 from rsdmri.evaluating import table_of
 from rsdmri.files import read_json
-from rsdmri.image_sets import preprocessing_of, read_set
+from rsdmri.image_sets import preprocessing_of, read_set, volumes_in
 from rsdmri.mri.__main__ import APPLICATION
 
 
@@ -135,11 +135,13 @@ BAD = {
     "text": ("text.h5", 1, "text.h5: not a readable HDF5 file"),
     "no images": ("kspace.h5", 1, "holds kspace; expected one of images"),
     "another size": ("large.h5", 1, "20 x 20, and the reference"),
-    "other values": ("magnitudes.h5", 1, "cannot be compared with a reference of unit values"),
+    "other values": ("magnitudes.h5", 1, "magnitudes.h5: float64 from 0 to 40; expected unit values"),
     "too few": ("few.h5", 1, "at least 16 samples"),
     "NaN": ("nan.h5", 1, "NaN or infinity"),
-    "constant": ("constant.h5", 1, "constant"),
-    "wrong integers": ("long.h5", 1, "8 or 16 bits"),
+    "constant": ("constant.h5", 1, "constant.h5: every image of a set is constant"),
+    "torn picture": ("torn", 1, "0003.png: image file is truncated"),
+    "negative": ("negative.h5", 1, "from -30 to"),
+    "wrong integers": ("long.h5", 1, "expected unit values as in the reference"),
     "empty folder": ("empty", 1, "no images found"),
     "objects": ("objects.npy", 1, "not a readable .npy file"),
 }
@@ -157,6 +159,9 @@ def test_bad_input_is_said(name, tmp_path, capsys):
     write_h5(tmp_path / "nan.h5", np.where(images > 0.9, np.nan, images))
     write_h5(tmp_path / "constant.h5", np.full((40, 16, 16), 0.75))
     write_h5(tmp_path / "long.h5", np.ones((40, 16, 16), np.int64))
+    write_h5(tmp_path / "negative.h5", np.where(images > 0.9, -30.0, images))
+    torn = write_pictures(tmp_path / "torn", images) / "0003.png"
+    torn.write_bytes(torn.read_bytes()[:60])
     (tmp_path / "empty").mkdir()
     np.save(tmp_path / "objects.npy", np.array([{}] * 3, object), allow_pickle=True)
     reference = write_h5(tmp_path / "ref.h5", pictures(80, 0))
@@ -180,6 +185,93 @@ def test_a_wrong_command_line_is_said(arguments, message, tmp_path, capsys):
     given = [*samples, *arguments] if arguments == ["--paired"] else ["--reference", reference, *samples, *arguments]
     assert evaluate(tmp_path, *given)[0] == 2
     assert message in capsys.readouterr().err
+
+
+def shown(images, reference, place="here"):
+    return preprocessing_of(reference, place)(images, place)
+
+
+def test_the_reference_decides_what_values_mean():
+    unit, rng = pictures(40, 0), np.random.default_rng(0)
+    assert preprocessing_of(unit, "").values == "unit"
+    overshot = unit.copy()
+    overshot[0, 0, 0] = -0.01  # a generator's value: clipped, and not taken for [-1, 1]
+    assert np.abs(shown(overshot, unit) - shown(unit, unit)).max() < 0.01
+    symmetric = 2 * unit - 1
+    assert preprocessing_of(symmetric, "").values == "symmetric"  # grey, too
+    assert np.abs(shown(symmetric, symmetric) - shown(unit, unit)).max() < 0.01
+    bright = np.abs(symmetric)  # no negative value: still [-1, 1], because the reference is
+    assert np.abs(shown(bright, symmetric) - (bright + 1) / 2).max() < 0.01
+    as_bytes = np.rint(255 * unit).astype(np.uint8)
+    for images in (unit, symmetric, as_bytes):
+        assert np.abs(shown(images, as_bytes) - unit).max() < 0.01
+    dim = 0.4 * unit  # a dim generator is dim, and no other kind of values
+    assert np.abs(shown(dim, unit) - dim).max() < 0.01
+    magnitudes = 1e-5 * unit * np.exp(1j * rng.uniform(size=unit.shape))
+    assert np.abs(shown(0.5 * magnitudes, magnitudes) - 0.5 * unit).max() < 0.01
+    words = (4000 * unit).astype(np.uint16)  # 12 bits in 16
+    assert np.abs(shown(words, words) - unit).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("images", "reference", "message"),
+    [
+        (lambda u: 2 * u - 1, lambda u: u, "expected unit values"),
+        (lambda u: u, lambda u: 1e-5 * u, "in the units of the reference"),
+        (lambda u: -1e-5 * u, lambda u: 1e-5 * u, "in the units of the reference"),
+        (lambda u: 2 * u - 1, lambda u: 30 * u, "in the units of the reference"),
+        (lambda u: u + 0j, lambda u: u, "expected unit values"),
+        (lambda u: u, lambda u: -30 * u, "which are not negative"),
+        (lambda u: u, lambda u: 0 * u, "all images are black"),
+    ],
+)
+def test_values_that_cannot_be_those_of_the_reference_are_refused(images, reference, message):
+    unit = pictures(40, 0)
+    with pytest.raises(UserError, match=message):
+        shown(images(unit), reference(unit))
+
+
+def test_an_ordered_set_is_drawn_from_and_not_cut(tmp_path):
+    """Two kinds of pictures, sorted: with the first half alone the distance would be that of one kind."""
+    both = np.concatenate([pictures(80, 1), 1 - pictures(80, 2)])
+    reference = write_h5(tmp_path / "ref.h5", np.concatenate([pictures(80, 3), 1 - pictures(80, 4)]))
+    order = np.random.default_rng(0).permutation(160)
+    rows = [f"sorted={write_h5(tmp_path / 'a.h5', both)}", f"mixed={write_h5(tmp_path / 'b.h5', both[order])}"]
+    _, found = evaluate(tmp_path, "--reference", reference, "--samples", *rows, "--evaluate.metrics", "frechet")
+    first, second = (row["metrics"]["frechet"] for row in found["rows"])
+    assert first["value"] < 3 * max(second["value"], first["floor"])
+
+
+def test_files_of_one_name_in_several_folders_are_several(tmp_path):
+    for folder in ("a", "b"):
+        write_h5(tmp_path / folder / "scan.h5", pictures(4, ord(folder)))
+    assert set(volumes_in(tmp_path)) == {"a/scan", "b/scan"} and len(read_set(tmp_path)) == 8
+
+
+def test_grey_pictures_of_16_bits_stay_grey(tmp_path):
+    for number, image in enumerate(pictures(3, 0)):
+        Image.fromarray((60000 * image).astype(np.uint16)).save(tmp_path / f"{number}.png")
+    assert read_set(tmp_path).shape == (3, 16, 16) and read_set(tmp_path).dtype.itemsize >= 2
+
+
+def test_empty_slices_and_exact_volumes_do_not_hide_the_others(tmp_path):
+    for number in range(2):
+        target = pictures(4, number, 20)
+        target[3] = 0  # beyond the head
+        image = target if number == 0 else 0.9 * target
+        write_h5(tmp_path / "t" / f"{number}.h5", target)
+        write_h5(tmp_path / "r" / f"{number}.h5", image)
+    code, found = evaluate(tmp_path, "--reference", tmp_path / "t", "--samples", f"r={tmp_path / 'r'}", "--paired")
+    (row,) = found["rows"]
+    assert code == 0 and row["volumes"]["0"]["psnr"] is None
+    assert row["mean"]["psnr"] == row["volumes"]["1"]["psnr"] and row["mean"]["nmse"] == pytest.approx(0.005)
+    assert row["volumes"]["1"]["slice_psnr"] > 0
+
+
+def test_a_row_is_named_once(tmp_path, capsys):
+    reference = write_h5(tmp_path / "ref.h5", pictures(80, 0))
+    assert evaluate(tmp_path, "--reference", reference, "--samples", "a=x.h5", "a=y.h5")[0] == 2
+    assert "'a' is named twice" in capsys.readouterr().err
 
 
 def test_a_missing_reconstruction_is_named(tmp_path, capsys):

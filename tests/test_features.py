@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -115,12 +116,20 @@ def test_the_standard_error_of_kid_is_how_far_it_varies():
     assert np.mean([draw.error for draw in draws]) == pytest.approx(np.std([draw.value for draw in draws]), rel=0.15)
 
 
-def test_kid_of_many_images_is_the_mean_over_blocks():
-    a, b = cloud(2000, 3, 0), cloud(2000, 3, 1)
-    halves = [kid(a[:1000], b[:1000]), kid(a[1000:], b[1000:])]
-    found = kid(a, b)
-    assert found.value == pytest.approx(np.mean([half.value for half in halves]))
-    assert found.error == pytest.approx(np.hypot(*[half.error for half in halves]) / 2)
+def test_kid_of_many_images_does_not_depend_on_their_order_beyond_its_error():
+    """Folders are sorted by class or scan, and blocks must not be."""
+    rng = np.random.default_rng(0)
+    centres = 4 * rng.standard_normal((10, 3))
+
+    def draw():
+        return centres[rng.integers(10, size=4000)] + rng.standard_normal((4000, 3))
+
+    a, b = draw(), draw()
+    by_class = [side[np.argsort(side[:, 0])] for side in (a, b)]
+    mixed, ordered, one_ordered = kid(a, b), kid(*by_class), kid(a, by_class[1])
+    assert abs(ordered.value - mixed.value) < 4 * mixed.error
+    assert abs(one_ordered.value) < 4 * mixed.error
+    assert mixed.error == pytest.approx(kid(a[:1000], b[:1000]).error / 2, rel=0.4)  # four blocks
 
 
 def test_kid_wants_as_many_images_on_both_sides():
@@ -141,6 +150,28 @@ def test_coverage_is_its_definitions():
     assert found["recall"].value == np.mean((radius_a >= distance.T).any(1))
     assert found["density"].value == pytest.approx((distance <= radius_b).sum() / (5 * 60))
     assert found["coverage"].value == np.mean((distance <= radius_b).any(0))
+
+
+def test_errors_of_coverage_hold_what_they_say():
+    """Over fresh sets: 95 % of the values lie within 1.96 errors of the mean; a jackknife may be too careful, not too bold."""
+    rng = np.random.default_rng(0)
+    found = [coverage(rng.standard_normal((100, 6)) + 0.4, rng.standard_normal((100, 6)), groups=10) for _ in range(60)]
+    for name in ("precision", "recall", "density", "coverage"):
+        values, errors = np.array([[draw[name].value, draw[name].error] for draw in found]).T
+        assert np.mean(abs(values - values.mean()) < 1.96 * errors) >= 0.9
+        assert errors.mean() < 2.2 * values.std()
+    assert np.isnan(coverage(cloud(20, 3, 0), cloud(20, 3, 1))["recall"].error)
+
+
+def test_many_images_are_sampled_and_not_cut(monkeypatch):
+    for module in ("coverage", "compare"):  # the package gives these names to functions
+        monkeypatch.setattr(sys.modules[f"rsdmri.metrics.{module}"], "MOST", 200)
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 1000, 3))
+    assert coverage(a, b[np.argsort(b[:, 0])])["precision"].value > 0.8
+    sides = [Side(pictures(240, k)) for k in range(3)]
+    found = compare(*sides, Options(("frechet", "recall"), 0, Extractor("bands")))
+    assert (found["frechet"]["n"], found["recall"]["n"]) == (240, 200)
 
 
 def test_a_collapsed_set_is_precise_and_covers_nothing():
@@ -346,9 +377,24 @@ def test_resampled_clouds_are_those_of_the_chosen_images():
     assert found.resampled(i, everything) == pytest.approx(1e3 * expected, rel=1e-4)
 
 
-def test_many_images_give_fewer_patches_each():
+def test_many_images_give_fewer_patches_each(monkeypatch):
     assert clouds(*np.zeros((2, 3, 16, 16))).patches == 64
+    monkeypatch.setattr("rsdmri.metrics.sliced.MOST_PATCHES", 320)
+    assert clouds(*np.zeros((2, 20, 16, 16))).patches == 16
     assert swd(*np.stack([pictures(20, 0)] * 2)) == 0
+
+
+def test_slices_of_one_scan_are_drawn_again_together():
+    """With fewer scans than slices the distance is less sure: the interval says so."""
+    scans = np.repeat(pictures(4, 0), 24, axis=0)
+    reference, other = Side(pictures(96, 1)), Side(pictures(96, 2))
+    options = Options(("psd", "swd"), 100)
+    alone = compare(Side(scans), reference, other, options)
+    together = compare(Side(scans, groups=np.arange(96) // 24), reference, other, options)
+    for name in options.metrics:
+        assert alone[name]["value"] == together[name]["value"]
+        width = {key: found[name]["high"] - found[name]["low"] for key, found in (("alone", alone), ("together", together))}
+        assert width["together"] > 1.4 * width["alone"]
 
 
 def test_sets_in_which_there_is_nothing_to_see_are_refused():

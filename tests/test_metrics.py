@@ -178,6 +178,20 @@ def test_halves_are_disjoint_rising_and_seeded():
     assert halves(101, 30)[0] == 30 and halves(101, 70, 20)[0] == 20
 
 
+def test_halves_share_no_scan():
+    groups = [f"scan {i // 5}" for i in range(60)]
+    n, first, second = halves(60, 100, groups=groups)
+    assert n == 30 and not {groups[i] for i in first} & {groups[i] for i in second}
+    odd = ["a"] * 35 + [str(i) for i in range(30)]  # one scan has more than half
+    n, first, second = halves(65, 100, groups=odd)
+    assert n >= 16 and not {odd[i] for i in first} & {odd[i] for i in second} and len(first) == len(second) == n
+    assert all(
+        (one == other).all() for one, other in zip(halves(101, 70)[1:], halves(101, 70, groups=range(101))[1:], strict=True)
+    )
+    with pytest.raises(UserError, match="of 1 scans leave 0 a side"):
+        halves(64, 64, groups=["one"] * 64)
+
+
 @pytest.mark.parametrize("numbers", [(31, 100, 0), (100, 15, 0), (100, 100, 15)])
 def test_halves_refuse_too_few_images(numbers):
     with pytest.raises(UserError, match="at least 16 samples"):

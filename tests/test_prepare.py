@@ -214,7 +214,7 @@ def test_the_whole_path_with_several_matrices(tmp_path, capsys):
     with h5py.File(tmp_path / "runs/x/distill/samples.h5") as file:
         assert file["images"].shape == (16, 16, 16)
     results = json.loads((tmp_path / "runs/x/evaluate/metrics.json").read_text())
-    assert results["size"] == [16, 16]
+    assert results["preprocessing"]["size"] == [16, 16]
     assert results["rows"][1]["proximal"]
     assert not results["rows"][1]["metrics"]
     with h5py.File(tmp_path / "other.h5", "w") as file:

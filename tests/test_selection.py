@@ -8,11 +8,11 @@ import torch
 from commands import run_command
 
 from rsdmri.checkpoints import load_tensors
-from rsdmri.config import DistillConfig
+from rsdmri.config import DistillConfig, PretrainConfig
 from rsdmri.files import read_json
 from rsdmri.mri.__main__ import APPLICATION
 from rsdmri.selection import Selection
-from rsdmri.training import read_log
+from rsdmri.training import read_log, train
 
 pytestmark = pytest.mark.xdist_group("selection")
 
@@ -63,7 +63,10 @@ def test_the_best_average_is_the_result(place):
     best = min((line for line in lines_of(folder) if line["row"] == "rsd"), key=lambda line: line["proximal"]["swd"])
     chosen = read_json(folder / "selection.json")
     assert chosen["images"] == best["images"] and chosen["value"] == best["proximal"]["swd"] and not chosen["stopped"]
-    model, selected = load_tensors(folder / "model.safetensors"), load_tensors(folder / "selected.safetensors")
+    model, selected = (
+        load_tensors(folder / "model.safetensors"),
+        load_tensors(folder / f"selected_{best['images']:012d}.safetensors"),
+    )
     assert all(torch.equal(model[name], selected[name]) for name in model)
     assert read_json(folder / "model.json")["images"] == 64
 
@@ -165,6 +168,106 @@ def test_scores_behind_the_checkpoint_are_made_again(tmp_path):
     again = selection(tmp_path, [6.0])
     again.begin(20)
     assert [line["images"] for line in again.lines] == [10, 20]
+
+
+def test_weights_are_those_of_the_chosen_line_whenever_it_is_killed(tmp_path):
+    """Killed behind a look and before its checkpoint: the look is made again, and what it was better than is still there."""
+    first = selection(tmp_path, [5.0, 4.0, 3.0])
+    first.begin(0)
+    for k in (1, 2, 3):
+        first(10 * k, k, average(k))
+    again = selection(tmp_path, [6.0])  # scored otherwise than before, as on another machine
+    assert again.begin(20) == 20
+    again(30, 3, average(7))
+    assert read_json(tmp_path / "selection.json")["images"] == 20 and again.selected()["w"].item() == 2
+
+
+def test_only_weights_that_may_be_chosen_are_kept(tmp_path):
+    watch = selection(tmp_path, [5.0, 4.0, 6.0, 3.0, 7.0])
+    watch.begin(0)
+    for k in range(1, 6):
+        watch(10 * k, k, average(k))
+    assert [path.name for path in tmp_path.glob("selected_*")] == ["selected_000000000040.safetensors"]
+
+
+class Looking:
+    """A watch that notes when it looks, and is over after so many looks."""
+
+    every = 30
+
+    def __init__(self, looks, most=99):
+        self.looks, self.most = looks, most
+
+    @property
+    def over(self):
+        return len(self.looks) >= self.most
+
+    def begin(self, images):
+        return max((look for look in self.looks if look <= images), default=0)
+
+    def __call__(self, images, seconds, average):
+        self.looks.append(images)
+        return self.over, {}
+
+
+class Still:
+    """A step that learns nothing, and calls ``when`` at some images."""
+
+    def __init__(self, when=lambda images: None):
+        self.model, self.when = torch.nn.Linear(1, 1), when
+
+    def __call__(self, images, generators):
+        self.when(images)
+        return {"loss": torch.tensor(1.0)}
+
+    def state_dict(self):
+        return {"model": self.model.state_dict()}
+
+    def load_state_dict(self, state):
+        self.model.load_state_dict(state["model"])
+
+
+def looked(folder, looks, when=lambda images: None, most=99):
+    options = PretrainConfig(images=100, batch=10, log=10, save=10)
+    watch = Looking(looks, most)
+    return train(Still(when), options, folder, seed=0, device=torch.device("cpu"), stage="test", watch=watch)[1]
+
+
+def stop_at(number):
+    def when(images):
+        if images == number:
+            raise KeyboardInterrupt
+
+    return when
+
+
+def test_a_run_that_is_stopped_again_and_again_is_looked_at_as_often(tmp_path):
+    looks = []
+    for number in (20, 40, 50, 80):
+        with pytest.raises(KeyboardInterrupt):
+            looked(tmp_path / "stopped", looks, stop_at(number))
+    looked(tmp_path / "stopped", looks)
+    whole = []
+    looked(tmp_path / "whole", whole)
+    assert looks == whole == [30, 60, 90, 100]
+
+
+def test_a_run_that_was_over_does_not_go_on(tmp_path):
+    looks = []
+    assert looked(tmp_path, looks, most=2) == 60
+    assert looked(tmp_path, looks, stop_at(60), most=2) == 60 and looks == [30, 60]
+
+
+def test_other_scores_than_it_began_with_are_refused(place, tmp_path, capsys):
+    out = tmp_path / "run"
+    run("distill", *flags(place), "--distill.images", 32, "--out", out)
+    for changed in (["--distill.select", "psd"], ["--distill.select-n", 20]):
+        run("distill", *flags(place), *changed, "--out", out, code=1)
+        assert "holds a run with other settings" in capsys.readouterr().err
+
+
+def test_by_default_there_are_twenty_looks(tmp_path):
+    assert Selection(tmp_path, DistillConfig(select="swd", images=4000), Judge([]), None, {}).every == 200
 
 
 def test_limits_are_said():

@@ -1,6 +1,6 @@
 """Several distances at once, each beside what chance alone would give, and within the interval where it may lie."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict, get_args
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..config import Metric
 from ..errors import UserError
 from ..tensors import make_generator
-from .coverage import coverage
+from .coverage import MOST, coverage
 from .features import Extractor
 from .frechet import frechet
 from .kernel import kid
@@ -28,6 +28,9 @@ OF_FEATURES = ("frechet", "kid", "precision", "recall", "density", "coverage")
 HIGHER = ("precision", "recall", "density", "coverage")
 BASIC = ("swd", "psd")
 
+WIDE, FEW = 512, 20  # features from which on so few resamples must do for the Fréchet distance: each takes seconds
+MANY = 40  # draws from which on the ends of an interval are taken from them
+GROUPS = 10  # left out one at a time for the errors of coverage
 NORMAL = 1.96  # standard errors from the middle of an interval of 95 % to its ends
 RESAMPLE_STREAM = 11  # the purpose of the generator that resamples images
 
@@ -63,6 +66,8 @@ class Side:
 
     shown: ImageSet
     phases: Histograms | None = None
+    groups: Indices | None = None
+    """Whose each image is: slices of one scan are drawn again together. None: each is its own."""
 
 
 def joined(sides: Sequence[Side]) -> Side:
@@ -86,9 +91,9 @@ def compare(samples: Side, reference: Side, other_reference: Side, options: Opti
     ``floor`` is the distance from ``other_reference`` to ``reference``, two disjoint parts of one distribution (see :func:`halves`): a
     perfect generator scores about this.
 
-    The interval of a distance is that of the bootstrap over images of both sides, moved so that its mean is the distance itself: a
-    resampled set has less variety than its original, and would lie too far away. KID and the four parts of coverage have standard errors
-    in closed form.
+    The interval of a distance is that of the bootstrap over images (scans, where slices belong together) of both sides, moved so that its
+    mean is the distance itself: a resampled set has less variety than its original, and would lie too far away. KID has a standard error in
+    closed form, the four parts of coverage one by leaving out groups; both take every image for its own.
 
     Raises:
         UserError: the sets differ in number or shape, are constant, or hold anything but finite real images.
@@ -96,16 +101,16 @@ def compare(samples: Side, reference: Side, other_reference: Side, options: Opti
     options = options or Options()
     for array in image_sets(samples.shown, reference.shown):
         _check_something_to_see(array)
-    pair, floor = _Pair(samples, reference, options), _Pair(other_reference, reference, options)
+    pair, floor = _Pair(samples, reference, options, options.bootstrap), _Pair(other_reference, reference, options, 0)
     found: dict[str, Comparison] = {}
     for name in options.metrics:
         if name == "phase" and (samples.phases is None or reference.phases is None):
             continue  # real images have none
-        value, at_floor = pair.measure(name, options.bootstrap), floor.measure(name, 0)
+        value, at_floor = pair.measure(name), floor.measure(name)
         found[name] = {
             "value": value.value,
             "floor": at_floor.value,
-            "n": len(reference.shown),
+            "n": min(len(reference.shown), MOST) if name in HIGHER else len(reference.shown),
             "low": value.low,
             "high": value.high,
         }
@@ -125,22 +130,23 @@ def _check_something_to_see(images: Array) -> None:
 class _Pair:
     """Two sets that are compared; what several distances share is computed once."""
 
-    def __init__(self, a: Side, b: Side, options: Options) -> None:
-        self.a, self.b, self.options = a, b, options
+    def __init__(self, a: Side, b: Side, options: Options, resamples: int) -> None:
+        self.a, self.b, self.options, self.resamples = a, b, options, resamples
 
-    def measure(self, name: str, resamples: int) -> Measured:
+    def measure(self, name: str) -> Measured:
         if name == "swd":
-            return self._sliced(resamples)
+            return self._sliced()
         if name == "psd":
-            return self._resampled(psd_of_power, self._power, resamples)
+            return self._resampled(psd_of_power, self._power)
         if name == "frechet":
-            return self._resampled(frechet, self._features, resamples)
+            wide = self._features[0].shape[1] > WIDE
+            return self._resampled(frechet, self._features, FEW if wide else self.resamples)
         if name == "phase":
-            return self._resampled(phase, (self.a.phases, self.b.phases), resamples)
+            return self._resampled(phase, (self.a.phases, self.b.phases))
         if name not in OF_FEATURES:
             raise UserError(f"no distance is called '{name}'; expected {', '.join(METRICS)}")
         estimate = kid(*self._features) if name == "kid" else self._coverage[name]
-        if resamples == 0:
+        if self.resamples == 0:
             return Measured(estimate.value)
         low, high = estimate.value - NORMAL * estimate.error, estimate.value + NORMAL * estimate.error
         if name == "kid":
@@ -159,40 +165,58 @@ class _Pair:
 
     @cached_property
     def _coverage(self) -> Any:
-        return coverage(*self._features)
+        return coverage(*self._features, groups=GROUPS if self.resamples else 0)
 
-    def _sliced(self, resamples: int) -> Measured:
+    def _sliced(self) -> Measured:
         found: Clouds = clouds(self.a.shown, self.b.shown, seed=self.options.seed)
-        draws = [found.resampled(i, j) for i, j in self._indices(resamples)]
+        draws = [found.resampled(i, j) for i, j in self._indices()]
         return _interval(found.distance(), draws)
 
-    def _resampled(self, distance: Callable[[Any, Any], float], sides: tuple[Any, Any], resamples: int) -> Measured:
+    def _resampled(self, distance: Callable[[Any, Any], float], sides: tuple[Any, Any], most: int | None = None) -> Measured:
         """A distance of arrays with one row an image."""
         a, b = sides
-        return _interval(distance(a, b), [distance(a[i], b[j]) for i, j in self._indices(resamples)])
+        return _interval(distance(a, b), [distance(a[i], b[j]) for i, j in self._indices()[:most]])
 
-    def _indices(self, count: int) -> list[tuple[Indices, Indices]]:
-        """Images drawn with replacement from both sides."""
+    def _indices(self) -> list[tuple[Indices, Indices]]:
+        """Images, or whole groups of them, drawn with replacement from both sides."""
         rng = np.random.default_rng([self.options.seed, RESAMPLE_STREAM])
-        sizes = len(self.a.shown), len(self.b.shown)
-        return [(rng.integers(sizes[0], size=sizes[0]), rng.integers(sizes[1], size=sizes[1])) for _ in range(count)]
+        return [(_again(self.a, rng), _again(self.b, rng)) for _ in range(self.resamples)]
+
+
+def _again(side: Side, rng: np.random.Generator) -> Indices:
+    """As many images as there are, with replacement; the last group is cut where they are enough."""
+    n = len(side.shown)
+    if side.groups is None:
+        return rng.integers(n, size=n)
+    members = [np.flatnonzero(side.groups == group) for group in np.unique(side.groups)]
+    found: list[Indices] = []
+    while sum(map(len, found)) < n:
+        found.append(members[rng.integers(len(members))])
+    return np.concatenate(found)[:n]
 
 
 def _interval(value: float, draws: Sequence[float]) -> Measured:
     if not draws:
         return Measured(value)
     spread = np.array(draws) - np.mean(draws)
-    low, high = np.percentile(spread, (2.5, 97.5))
+    # Of a few draws the ends are not known, their spread is.
+    low, high = (
+        np.percentile(spread, (2.5, 97.5)) if len(draws) >= MANY else (-NORMAL * spread.std(ddof=1), NORMAL * spread.std(ddof=1))
+    )
     return Measured(value, max(0.0, value + float(low)), value + float(high))
 
 
-def halves(n_reference: int, n_samples: int, limit: int = 0, *, seed: int = 0) -> tuple[int, Indices, Indices]:
+def halves(
+    n_reference: int, n_samples: int, limit: int = 0, *, seed: int = 0, groups: Sequence[Hashable] | None = None
+) -> tuple[int, Indices, Indices]:
     """How many images a side can be compared, and two disjoint random parts of the reference.
 
     Args:
         n_reference: images of the reference, which has to yield both parts.
         n_samples: images to be compared with it.
         limit: at most so many a side; 0 for no limit.
+        groups: whose each image of the reference is. Nobody is in both parts: slices of one scan are alike, and with some of them in either
+            part the floor would be lower than any generator can come.
 
     Returns:
         n, and the indices of the two parts of n images, each in rising order (as HDF5 needs them).
@@ -200,12 +224,31 @@ def halves(n_reference: int, n_samples: int, limit: int = 0, *, seed: int = 0) -
     Raises:
         UserError: fewer than 16 images a side.
     """
-    n = min(n_samples, n_reference // 2, limit if limit > 0 else n_samples)
+    n = asked = min(n_samples, n_reference // 2, limit if limit > 0 else n_samples)
+    order, ends = _by_groups(torch.randperm(n_reference, generator=make_generator(seed)).numpy(), groups)
+    while True:
+        start = (
+            int(ends[np.searchsorted(ends, n)]) if n else 0
+        )  # where the first group begins of which nothing is in the first part
+        if n_reference - start >= n:
+            break
+        n -= 1
     if n < MIN_IMAGES:
         limited = f" (limited to {limit})" if limit > 0 else ""
+        of = f" of {len(ends)} scans" if groups is not None and n < asked else ""
         raise UserError(
-            f"{n_samples} samples and {n_reference} reference images{limited} leave {n} a side;"
+            f"{n_samples} samples and {n_reference} reference images{of}{limited} leave {n} a side;"
             f" at least {MIN_IMAGES} samples and {2 * MIN_IMAGES} reference images are needed"
         )
-    order = torch.randperm(n_reference, generator=make_generator(seed)).numpy()
-    return n, np.sort(order[:n]), np.sort(order[n : 2 * n])
+    return n, np.sort(order[:n]), np.sort(order[start : start + n])
+
+
+def _by_groups(order: Indices, groups: Sequence[Hashable] | None) -> tuple[Indices, Indices]:
+    """The images group by group, the groups as they come in ``order``; and where each group ends."""
+    if groups is None:
+        return order, np.arange(1, len(order) + 1)
+    members: dict[Hashable, list[int]] = {}
+    for index in order.tolist():
+        members.setdefault(groups[index], []).append(index)
+    sizes = [len(part) for part in members.values()]
+    return np.array([index for part in members.values() for index in part]), np.cumsum(sizes)

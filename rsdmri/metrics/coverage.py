@@ -30,8 +30,11 @@ class Coverage(TypedDict):
     coverage: Estimate
 
 
-def coverage(samples: Features, reference: Features, k: int = NEAREST) -> Coverage:
-    """The four values of features (N, D), each with its standard error at fixed balls; of more than 10,000 images the first ones.
+def coverage(samples: Features, reference: Features, k: int = NEAREST, groups: int = 0) -> Coverage:
+    """The four values of features (N, D), each with its standard error; of more than 10,000 images so many, drawn the same way for every set.
+
+    ``groups`` > 1: standard errors by leaving out one part in so many of both sides at a time (the delete-a-group jackknife); resampling
+    with replacement would put images at distance zero from each other. 0: none, NaN.
 
     Raises:
         UserError: not more than k images a side, widths that differ, or values that are not finite.
@@ -41,7 +44,22 @@ def coverage(samples: Features, reference: Features, k: int = NEAREST) -> Covera
         raise UserError(
             f"balls that reach to the {k}th neighbour need more than {k} images, not {len(samples)} and {len(reference)}"
         )
-    a, b = (features[:MOST].astype(np.float64) for features in (samples, reference))
+    a, b = (_limited(features).astype(np.float64) for features in (samples, reference))
+    values = _values(a, b, k)
+    errors = _errors(a, b, k, groups) if groups > 1 else np.full(len(values), np.nan)
+    precision, recall, density, covered = map(Estimate, map(float, values), map(float, errors))
+    return {"precision": precision, "recall": recall, "density": density, "coverage": covered}
+
+
+def _limited(features: Features) -> Features:
+    """At most MOST of them, not the first: files and folders are sorted by scan or class."""
+    if len(features) <= MOST:
+        return features
+    return features[np.sort(np.random.default_rng(0).permutation(len(features))[:MOST])]
+
+
+def _values(a: NDArray[np.float64], b: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """precision, recall, density, coverage."""
     radius_a, radius_b = _radii(a, k), _radii(b, k)
     in_balls = np.zeros(len(a))  # balls of references that hold a sample
     in_sample_balls = np.zeros(len(b), bool)
@@ -51,12 +69,15 @@ def coverage(samples: Features, reference: Features, k: int = NEAREST) -> Covera
         in_balls[rows] = inside.sum(1)
         filled |= inside.any(0)
         in_sample_balls |= (distances <= radius_a[rows, None]).any(0)
-    return {
-        "precision": _mean(in_balls > 0),
-        "recall": _mean(in_sample_balls),
-        "density": _mean(in_balls / k),
-        "coverage": _mean(filled),
-    }
+    return np.array([(in_balls > 0).mean(), in_sample_balls.mean(), in_balls.mean() / k, filled.mean()])
+
+
+def _errors(a: NDArray[np.float64], b: NDArray[np.float64], k: int, groups: int) -> NDArray[np.float64]:
+    rng = np.random.default_rng(0)
+    of_a, of_b = (rng.permutation(len(side)) % groups for side in (a, b))
+    without = np.stack([_values(a[of_a != g], b[of_b != g], k) for g in range(groups)])
+    errors: NDArray[np.float64] = np.sqrt((groups - 1) * without.var(0))
+    return errors
 
 
 def nearest(a: Features, b: Features) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -87,8 +108,3 @@ def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> Iterator[tuple
     for start in range(0, len(a), BLOCK):
         rows = slice(start, start + BLOCK)
         yield rows, np.maximum(square_a[rows, None] + square_b - 2 * a[rows] @ b.T, 0)
-
-
-def _mean(values: NDArray[np.generic]) -> Estimate:
-    numbers = values.astype(np.float64)
-    return Estimate(float(numbers.mean()), float(numbers.std() / np.sqrt(len(numbers))))

@@ -48,7 +48,8 @@ class Extractor:
 
     def __call__(self, images: ImageSet) -> NDArray[Any]:
         pixels = np.rint(255 * np.clip(as_array(images), 0, 1)).astype(np.uint8)
-        key = hashlib.sha256(f"{self.name} {pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+        # Other devices round otherwise.
+        key = hashlib.sha256(f"{self.name} {self.device} {pixels.shape}".encode() + pixels.tobytes()).hexdigest()
         if key not in self.kept:
             self.kept[key] = self._from_disk(key, pixels)
         return self.kept[key]
@@ -121,14 +122,18 @@ def _of_network(network: Callable[[torch.Tensor], torch.Tensor], device: str) ->
 
     def function(pixels: Pixels) -> NDArray[Any]:
         images = torch.from_numpy(np.broadcast_to(pixels, (*pixels.shape[:-1], 3)).copy()).movedim(-1, 1)
-        with torch.no_grad():
-            features = network(images.contiguous().to(device))
+        try:
+            with torch.no_grad():
+                features = network(images.contiguous().to(device))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
+            raise UserError(f"the network of the features cannot take images of uint8 {tuple(images.shape)}: {reason}") from None
         if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(pixels):
             shape = tuple(getattr(features, "shape", ()))
             raise UserError(
                 f"the network gave {shape or type(features).__name__} for {len(pixels)} images; expected ({len(pixels)}, D)"
             )
-        return np.asarray(features.cpu())
+        return np.asarray(features.float().cpu())
 
     return function
 

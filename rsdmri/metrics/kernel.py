@@ -29,7 +29,8 @@ class Estimate(NamedTuple):
 def kid(a: Features, b: Features) -> Estimate:
     """The discrepancy of as many features (N, D) on both sides, with its standard error.
 
-    More than 2,000 images are compared block by block (Zaremba et al. 2013), in their order.
+    From 2,000 images on they are compared block by block (Zaremba et al. 2013), in an order that is drawn, the same for every set: files and
+    folders are sorted by scan or class, and blocks of one class each would not be two draws of one distribution.
 
     Raises:
         UserError: fewer than two images, other numbers or widths on both sides, or values that are not finite.
@@ -38,7 +39,9 @@ def kid(a: Features, b: Features) -> Estimate:
     if len(a) != len(b):
         raise UserError(f"as many images on both sides are needed, not {len(a)} and {len(b)}")
     count = max(1, len(a) // BLOCK)
-    parts = [_block(x, y) for x, y in zip(np.array_split(a, count), np.array_split(b, count), strict=True)]
+    orders = np.random.default_rng(0).permuted(np.tile(np.arange(len(a)), (2, 1)), axis=1)
+    blocks = [np.array_split(side[order], count) for side, order in zip((a, b), orders, strict=True)] if count > 1 else [[a], [b]]
+    parts = [_block(x, y) for x, y in zip(*blocks, strict=True)]
     errors = np.array([part.error for part in parts])
     return Estimate(float(np.mean([part.value for part in parts])), float(np.sqrt(np.square(errors).sum()) / count))
 

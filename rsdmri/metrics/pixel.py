@@ -81,13 +81,19 @@ def consistency(x: Image, obs: Observation) -> PerSample:
     return residual.sqrt()
 
 
+def slicewise(metric: Callable[[Volume, Volume], float], target: Volume, image: Volume) -> float:
+    """The mean over slices of a metric with the range of each; slices of which there is nothing in the target are left out."""
+    pairs = [(t[None], i[None]) for t, i in zip(target, image, strict=True) if t.any()]
+    return float(np.mean([metric(t, i) for t, i in pairs])) if pairs else float("nan")
+
+
 #: What is reported of a pair of volumes, in the order of the table.
 VOLUME: Mapping[str, Callable[[Volume, Volume], float]] = {
     "nmse": nmse,
     "psnr": psnr,
     "ssim": ssim,
-    "slice_psnr": lambda target, image: float(np.mean([psnr(t[None], i[None]) for t, i in zip(target, image, strict=True)])),
-    "slice_ssim": lambda target, image: float(np.mean([ssim(t[None], i[None]) for t, i in zip(target, image, strict=True)])),
+    "slice_psnr": lambda target, image: slicewise(psnr, target, image),
+    "slice_ssim": lambda target, image: slicewise(ssim, target, image),
 }
 
 

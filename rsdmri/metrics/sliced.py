@@ -12,7 +12,7 @@ contrast counts.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -31,8 +31,12 @@ COARSEST = 16  # pixels of the shorter side below which the pyramid ends
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 GREY_LEVEL = 1 / 255  # smallest scale: what varies less shows the rounding to 8 bits only
 CHUNK = 2**22  # projected values held at once, a side
+BLOCK = 512  # images whose pyramids are held at once
 MOST_PATCHES, FEWEST_PATCHES = 2**20, 4  # of a set, of an image: beyond 16,384 images fewer than 64 are taken of each
-RESAMPLED_DIRECTIONS, FEW_DIRECTIONS = 32, 4  # for an interval: how far the distance varies needs fewer than its value
+RESAMPLED_DIRECTIONS, RESAMPLED_PATCHES = (
+    32,
+    2**18,
+)  # for an interval, a side: how far the distance varies needs fewer than its value
 
 
 def swd(a: ImageSet, b: ImageSet, *, seed: int = 0, patches: int = 64, projections: int = 256) -> float:
@@ -69,11 +73,14 @@ class Level:
     b: Array
     directions: Array
 
-    def ordered(self) -> tuple[Array, Indices]:
-        """The projections of both clouds on a few directions: gaps between neighbours (K, 2M - 1), and whose each is (K, 2M), a first."""
-        count = max(FEW_DIRECTIONS, min(RESAMPLED_DIRECTIONS, CHUNK // len(self.a)))
-        values = self.directions[:count] @ np.concatenate([self.a, self.b]).T
-        order = np.argsort(values, axis=1)
+    def ordered(self, patches: int, kept: int) -> tuple[Array, NDArray[np.int32]]:
+        """The projections of ``kept`` of each image's ``patches`` on some directions: gaps between neighbours (K, 2M - 1), and whose each
+        is (K, 2M), those of a first."""
+        points = np.concatenate(
+            [cloud.reshape(-1, patches, cloud.shape[1])[:, :kept].reshape(-1, cloud.shape[1]) for cloud in (self.a, self.b)]
+        )
+        values = self.directions[:RESAMPLED_DIRECTIONS] @ points.T
+        order = np.argsort(values, axis=1).astype(np.int32)
         return np.diff(np.take_along_axis(values, order, 1)), order
 
 
@@ -92,10 +99,11 @@ class Clouds:
 
         Nothing is sorted again: W_1 is the integral of the difference of both distribution functions, in which images have weights.
         """
+        kept = self._kept
         weights = np.concatenate(
             [np.bincount(i, minlength=self._images) / len(i), -np.bincount(j, minlength=self._images) / len(j)]
         )
-        points = np.repeat(weights / self.patches, self.patches).astype(np.float32)
+        points = np.repeat(weights / kept, kept).astype(np.float32)
         found = [
             np.abs(np.cumsum(points[order], axis=1)[:, :-1] * gaps).sum(1, dtype=np.float64) for gaps, order in self._ordered
         ]
@@ -106,8 +114,13 @@ class Clouds:
         return len(self.levels[0].a) // self.patches
 
     @cached_property
-    def _ordered(self) -> list[tuple[Array, Indices]]:
-        return [level.ordered() for level in self.levels]
+    def _ordered(self) -> list[tuple[Array, NDArray[np.int32]]]:
+        return [level.ordered(self.patches, self._kept) for level in self.levels]
+
+    @property
+    def _kept(self) -> int:
+        """Patches of an image that an interval is made of."""
+        return max(1, min(self.patches, RESAMPLED_PATCHES // self._images))
 
 
 def clouds(a: ImageSet, b: ImageSet, *, seed: int = 0, patches: int = 64, projections: int = 256) -> Clouds:
@@ -118,16 +131,37 @@ def clouds(a: ImageSet, b: ImageSet, *, seed: int = 0, patches: int = 64, projec
         raise UserError(f"swd needs images of at least {PATCH}x{PATCH} pixels, not {size}")
     patches = max(FEWEST_PATCHES, min(patches, MOST_PATCHES // len(a)))
     levels = []
-    for level, (band_a, band_b) in enumerate(zip(laplacian(a), laplacian(b), strict=True)):
-        generator = make_generator(seed, level)
-        rows, columns = (
-            torch.randint(size - PATCH + 1, (len(a), patches), generator=generator).numpy() for size in band_b.shape[1:3]
-        )
-        cut_a, cut_b = normalised(cut(band_a, rows, columns), cut(band_b, rows, columns))
-        directions = randn((projections, cut_b.shape[1]), torch.float32, generator).numpy()
+    places = [_places(seed, level, len(a), patches, size) for level, size in enumerate(level_sizes(*a.shape[1:3]))]
+    for level, (cut_a, cut_b) in enumerate(zip(_cut_levels(a, places), _cut_levels(b, places), strict=True)):
+        cut_a, cut_b = normalised(cut_a, cut_b)
+        directions = randn((projections, cut_b.shape[1]), torch.float32, places[level].generator).numpy()
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         levels.append(Level(cut_a, cut_b, directions))
     return Clouds(levels, patches)
+
+
+class Places(NamedTuple):
+    """Where the patches of a level are cut, (N, patches) each; the generator draws the level's directions next."""
+
+    rows: Indices
+    columns: Indices
+    generator: torch.Generator
+
+
+def _places(seed: int, level: int, n: int, patches: int, size: tuple[int, int]) -> Places:
+    generator = make_generator(seed, level)
+    rows, columns = (torch.randint(length - PATCH + 1, (n, patches), generator=generator).numpy() for length in size)
+    return Places(rows, columns, generator)
+
+
+def _cut_levels(images: Array, places: Sequence[Places]) -> list[Array]:
+    """The patches of every level, a block of images at a time: pyramids of all of them would be many times the patches."""
+    found: list[list[Array]] = [[] for _ in places]
+    for start in range(0, len(images), BLOCK):
+        block = slice(start, start + BLOCK)
+        for part, band, place in zip(found, laplacian(images[block]), places, strict=True):
+            part.append(cut(band, place.rows[block], place.columns[block]))
+    return [np.concatenate(part) for part in found]
 
 
 def image_sets(a: ImageSet, b: ImageSet) -> tuple[Array, Array]:
@@ -152,6 +186,14 @@ def as_array(images: ImageSet) -> Array:
     if not np.isfinite(array).all():
         raise UserError("some images hold NaN or infinity; they cannot be compared")
     return array.astype(np.float32, copy=False)
+
+
+def level_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """Rows and columns of each level of :func:`laplacian`."""
+    sizes = [(height, width)]
+    while min(sizes[-1]) >= 2 * COARSEST:
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    return sizes
 
 
 def laplacian(images: Array) -> Iterator[Array]:

@@ -41,6 +41,9 @@ class MRIData:
     noise_std: float | Literal["auto"] = "auto"
     """Noise of the k-space, per real component, in the units of the file; auto: what the file or its noise scans say, else what the ends of
     the readout or the outermost lines hold, which is an upper bound where the signal is more than 10 times as strong."""
+    display_max: float | None = None
+    """The magnitude that is shown, and measured, as white; by default the 99.9th percentile of the observed magnitudes. Give one number to
+    data sets, of several accelerations say, whose distances are to be compared."""
     bank: int = 512
     """How many coil maps a run keeps, at least one of each matrix, so that sampling needs no data."""
 
@@ -49,6 +52,7 @@ class MRIData:
         require(self.acs is None or self.acs >= 0, "data.acs must not be negative")
         require(self.noise_std == "auto" or self.noise_std >= 0, "data.noise_std must not be negative")
         require(self.bank >= 1, "data.bank must be at least 1")
+        require(self.display_max is None or self.display_max > 0, "data.display_max must be positive")
         require(self.matrix is None or min(self.matrix) >= 8, "data.matrix must be at least 8 in both directions")
         require(self.coils is None or self.coils >= 1, "data.coils must be at least 1")
         require(self.size is None or min(self.size) >= 8, "data.size must be at least 8 in both directions")

@@ -264,6 +264,10 @@ class MRI:
             lam = choose_lam(some.operator, some.y, wavelet, options.iterations)
         return partial(restored, lam=lam, wavelet=wavelet, iterations=options.iterations)
 
+    def values(self, law: Law) -> dict[str, Any]:
+        assert isinstance(law, MRILaw)
+        return {"values": "magnitude", "white": law.display_max}
+
     def display(self, x: Image, law: Law) -> Tensor:
         assert isinstance(law, MRILaw)
         magnitude = (x[:, 0].abs() / law.display_max).clamp(0, 1)

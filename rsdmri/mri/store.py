@@ -128,7 +128,7 @@ class Store:
             by_rule = bool((masks.sum(1) == columns_of(width, experiment.data.accel)).all()) and not any(columns["own_mask"])
             group.attrs["own_masks"] = not (by_rule and experiment.data.mask == "random")
         data, attributes = experiment.data, self.file.attrs
-        attributes.update(accel=data.accel, display_max=self._display_max())
+        attributes.update(accel=data.accel, display_max=data.display_max or self._display_max())
         of_acs = all(SMALLEST_CALIB <= calib <= kept_acs(width, data.acs) for width, _, _, calib in self.facts)
         attributes["maps"] = "ones" if data.singlecoil else "acs" if of_acs else "full"
         attributes["config"] = json.dumps(to_tree(experiment))
