@@ -61,7 +61,8 @@ def seconds(run: Path, images: int) -> float:
 def curve(experiment: Experiment, domain: Domain, judge: Evaluator, run: Path, name: str = "curve") -> dict[str, Any]:
     """The true and proximal distances of all snapshots of a run, by images seen; kept beside it, because a teacher's take long."""
     path = run / f"{name}.json"
-    of = {"n": judge.n, **to_tree(experiment.sample)}  # other samples have other distances
+    # Other samples have other distances, and so has another choice of references.
+    of = {"n": judge.n, "parts": "no scan in both", **to_tree(experiment.sample)}
     kept = read_json(path) if path.exists() else {"of": of, "scores": {}}
     found: dict[str, Any] = kept["scores"] if kept["of"] == of else {}
     for images, weights in snapshots(run).items():
