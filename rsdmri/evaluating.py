@@ -178,8 +178,8 @@ def evaluate_pairs(reference: Path, samples: Mapping[str, Path], out: Path) -> P
             )
         with Progress(f"evaluate {name}", len(targets), "volumes") as progress:
             found = {}
-            for number, (volume, target) in enumerate(targets.items(), 1):
-                found[volume] = _pair(target, volumes[volume], path / volume)
+            for number, (volume, target) in enumerate(targets.items(), 1):  # one at a time: all of them may be many gigabytes
+                found[volume] = _pair(target(), volumes[volume](), path / volume)
                 progress.update(number, volume)
         keys = [key for key in next(iter(found.values())) if all(key in scores for scores in found.values())]
         columns = {key: [scores[key] for scores in found.values()] for key in keys}

@@ -3,8 +3,9 @@
 HDF5 and numpy files hold (N, H, W) real or complex, or (N, H, W, 3); a folder of HDF5 files is read in the order of their names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +38,28 @@ def read_set(path: Path) -> Array:
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    found = list(volumes_in(path).items())
-    shapes = {array.shape[1:] for _, array in found}
-    kinds = {array.dtype.kind for _, array in found}
-    if len(shapes) > 1 or len(kinds) > 1:
-        listed = ", ".join(sorted({f"{' x '.join(map(str, a.shape[1:]))} {a.dtype}" for _, a in found}))
+    found = [read() for read in volumes_in(path).values()]
+    if len({(array.shape[1:], array.dtype.kind) for array in found}) > 1:
+        listed = ", ".join(sorted({f"{' x '.join(map(str, array.shape[1:]))} {array.dtype}" for array in found}))
         raise UserError(f"{path}: images of several sizes or kinds ({listed}). Bring all to one.")
-    return np.concatenate([array for _, array in found])
+    return np.concatenate(found)
 
 
-def volumes_in(path: Path) -> dict[str, Array]:
-    """The images of each file by its place in the folder without the ending; pictures, which are files of one image, are one set ``""``."""
+def volumes_in(path: Path) -> dict[str, Callable[[], Array]]:
+    """What reads the images of each file, by its place in the folder without the ending; pictures, which are files of one image, are one
+    set ``""``."""
     files = [path] if path.is_file() else walk(path)
     hdf5 = [file for file in files if file.suffix.lower() in HDF5]
     if hdf5:
-        return {_name(file, path): _of_hdf5(file) for file in hdf5}
+        return {_name(file, path): partial(_of_hdf5, file) for file in hdf5}
     if path.is_file() and path.suffix.lower() in (".npz", ".npy"):
-        return {path.stem: _checked(str(path), _of_numpy(path))}
+        return {path.stem: lambda: _checked(str(path), _of_numpy(path))}
     pictures = [file for file in files if file.suffix.lower() in {*SUFFIXES, ".zip"}]
     if not pictures:
         raise UserError(
             f"{path}: no images found; expected HDF5, .npz, .npy, or a folder or .zip of {', '.join(sorted(SUFFIXES))}"
         )
-    return {"": _checked(str(path), _of_pictures(path, pictures))}
+    return {"": lambda: _checked(str(path), _of_pictures(path, pictures))}
 
 
 def _name(file: Path, path: Path) -> str:
