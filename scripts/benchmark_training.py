@@ -1,0 +1,253 @@
+"""Images per second of every stage of a training, and what part of it the networks alone would take.
+
+    python scripts/benchmark_training.py [--config mri/demo] [--config mri/r4 --config mri/narrow] [--size 32 32] [--coils 8] [--batch 32]
+
+Random scans and fresh weights: how long a step takes does not depend on them. The floor of a stage is the time of the forward and backward
+passes of its networks on inputs of the same shapes, measured in the same process; its share is the floor over the stage. FLOPs are
+counted, and set beside the rate of a large matrix product on the same device. Writes JSON with --json.
+"""
+
+import argparse
+import dataclasses
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from rsdmri.checkpoints import Description
+from rsdmri.denoiser import Denoiser, Generator
+from rsdmri.distillation import Distiller
+from rsdmri.domain import Size
+from rsdmri.mri.config import MRIExperiment
+from rsdmri.mri.domain import Bank, MRILaw
+from rsdmri.objectives import build_objective
+from rsdmri.observations import Observation, observe
+from rsdmri.runs import device_of
+from rsdmri.sampling import SAMPLERS, levels
+from rsdmri.settings import load_experiment
+from rsdmri.steps import DistillStep, PretrainStep
+from rsdmri.teachers import copied
+from rsdmri.tensors import make_generator, randn
+from rsdmri.training import Average, descend
+
+COUNT = 64  # scans of the data
+DRAWS = 32  # coil maps of the bank
+PRODUCT = 2048  # side of the matrices whose product measures the device
+
+
+class Data:
+    """Random observations, held in memory."""
+
+    def __init__(self, law: MRILaw, size: Size) -> None:
+        operator, noise_std = law.draw(COUNT, size, make_generator(1))
+        x = randn((COUNT, 1, *size), torch.complex64, make_generator(2))
+        self.all = observe(x, operator, noise_std, make_generator(3))
+        self.buckets = {size: range(COUNT)}
+        self.names = [f"{number:04d}" for number in range(COUNT)]
+        self.the_law = law
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def batch(self, indices: Sequence[int]) -> Observation:
+        return self.all[list(indices)]
+
+    def law(self) -> MRILaw:
+        return self.the_law
+
+
+def random_law(size: Size, coils: int, accel: float, acs: int) -> MRILaw:
+    """Random coil maps of unit sum of squares."""
+    maps = randn((DRAWS, coils, *size), torch.complex64, make_generator(0))
+    maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
+    return MRILaw({size: Bank(maps, torch.zeros(DRAWS), acs=acs, slices=DRAWS)}, accel=accel, display_max=1.0)
+
+
+def timed(function: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Seconds of one call: the median of some, after a first one that pays for set-up."""
+    function()
+    seconds = []
+    for _ in range(repeats):
+        _wait(device)
+        began = time.perf_counter()
+        function()
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(device: torch.device) -> float:
+    """FLOPs a second of a product of large matrices in float32."""
+    a = torch.randn(PRODUCT, PRODUCT, dtype=torch.float32, device=device)
+    return 2 * PRODUCT**3 / timed(lambda: a @ a, device, 5)
+
+
+class Networks:
+    """The passes of the networks alone, on inputs of the stages' shapes."""
+
+    def __init__(self, denoiser: Denoiser, size: Size, batch: int, device: torch.device) -> None:
+        channels = denoiser.network.get_submodule("input").weight.shape[1]  # type: ignore[index]
+        self.denoiser, self.batch = denoiser, batch
+        self.x = torch.randn(batch, int(channels), *size, dtype=torch.float32, device=device)
+        self.c_noise = torch.zeros(batch, dtype=torch.float32, device=device)
+
+    def forward(self) -> Tensor:
+        found: Tensor = self.denoiser.network(self.x, self.c_noise)
+        return found
+
+    def train(self) -> None:
+        """Forward, and backward to the weights."""
+        self.denoiser.zero_grad(set_to_none=True)
+        self.forward().square().mean().backward()
+
+    def through(self) -> None:
+        """Forward, and backward to the input of a frozen network."""
+        self.denoiser.requires_grad_(False)
+        x = self.x.clone().requires_grad_(True)
+        self.denoiser.network(x, self.c_noise).square().mean().backward()
+        self.denoiser.requires_grad_(True)
+
+    @torch.no_grad()
+    def sample(self) -> None:
+        self.forward()
+
+    def flops(self) -> int:
+        """Of one image forward; a training pass is about three times that."""
+        with FlopCounterMode(display=False) as counter:
+            self.sample()
+        return int(counter.get_total_flops()) // self.batch
+
+
+def measure(experiment: MRIExperiment, size: Size, coils: int, batch: int, repeats: int) -> dict[str, Any]:
+    """All stages of one configuration."""
+    device = device_of(experiment)
+    acs = experiment.data.acs or max(2, round(size[1] / 16))
+    law = random_law(size, coils, experiment.data.accel, acs)
+    objective = build_objective(experiment.objective, law.thin)
+    network, kind = experiment.network, experiment.objective
+    described = Description(
+        role="teacher", channels=1, size=size, complex_images=True, masked=objective.masked, network=network, objective=kind
+    )
+    denoiser = described.build().to(device)
+    data = Data(law, size)
+    pretrain = PretrainStep(denoiser, objective, data, dataclasses.replace(experiment.pretrain, batch=batch), 0)
+    f_phi = copied(denoiser, None).requires_grad_(False).eval()
+    f_psi, g = (copied(denoiser, None) for _ in range(2))
+    distiller = Distiller(f_phi, f_psi, Generator(g, 2.5), objective, dataclasses.replace(experiment.distill, batch=batch))
+    distill = DistillStep(distiller, law, law.thin, 1, torch.complex64, distiller.config)
+    generators = [make_generator(0, device=device)]
+    average = Average(denoiser, 1e5, 0.05)
+    alone = Networks(copied(denoiser, None), size, batch, device)
+    forward, train, through = (timed(f, device, repeats) for f in (alone.sample, alone.train, alone.through))
+
+    def fake() -> None:
+        f_psi.requires_grad_(True).train()
+        descend(distill.adam_fake, distill._fake_loss, generators, 1.0, "gradient")
+
+    def generator() -> None:
+        f_psi.requires_grad_(False).eval()
+        descend(distill.adam_generator, distill._generator_loss, generators, 1.0, "gradient")
+
+    operator, _ = law.draw(batch, size, make_generator(4))
+    thinned = law.thin(operator.to(device), make_generator(5, device=device))
+    noise = torch.randn(batch, 1, *size, dtype=torch.complex128, device=device)
+    sigmas = levels(experiment.sample.steps, 0.02, 80.0, 7.0).to(device)
+    calls = 2 * experiment.sample.steps - 1
+
+    @torch.no_grad()
+    def teacher_images() -> None:
+        SAMPLERS["heun"](lambda x, sigma: f_phi.denoise(x, sigma, thinned), noise, sigmas, 0.0)
+
+    stages: Mapping[str, tuple[Callable[[], Any], float]] = {
+        "data": (lambda: data.batch(range(batch)).to(device), 0.0),
+        "teacher step": (lambda: pretrain(0, generators), train),
+        "fake step": (fake, forward + train),
+        "generator step": (generator, train + 2 * through),
+        "average of weights": (lambda: average.update(denoiser, 1000, batch), 0.0),
+        "teacher's images": (teacher_images, calls * forward),
+        "generator's images": (lambda: distiller.generate(noise.to(torch.complex64), thinned).detach(), forward),
+    }
+    rows = {name: _row(timed(f, device, repeats), floor, batch) for name, (f, floor) in stages.items()}
+    flops, rate = alone.flops(), matrix_rate(device)
+    peak = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return {
+        "size": size,
+        "coils": coils,
+        "batch": batch,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "parameters": sum(p.numel() for p in denoiser.parameters()),
+        "forward_flops_an_image": flops,
+        "matrix_product_flops_a_second": rate,
+        "training_pass_share_of_the_matrix_rate": 3 * flops * batch / train / rate,
+        "peak_memory_bytes": peak,
+        "stages": rows,
+    }
+
+
+def _row(seconds: float, floor: float, batch: int) -> dict[str, float | None]:
+    return {
+        "seconds": seconds,
+        "images_a_second": batch / seconds,
+        "floor_seconds": floor or None,
+        "share": floor / seconds if floor else None,
+    }
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """For a terminal, and for docs/performance.md."""
+    lines = [
+        f"{found['device']}, torch {found['torch']}, {found['size'][0]} x {found['size'][1]}, {found['coils']} coils, batch {found['batch']};"
+        f" {found['parameters'] / 1e6:.2f} M parameters, {found['forward_flops_an_image'] / 1e9:.3g} GFLOP forward an image;",
+        f"a training pass at {100 * found['training_pass_share_of_the_matrix_rate']:.0f} % of a matrix product's"
+        f" {found['matrix_product_flops_a_second'] / 1e9:.0f} GFLOP/s; memory at most {found['peak_memory_bytes'] / 2**30:.2f} GiB",
+        "",
+        "| stage | ms | images/s | networks alone, ms | share |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in found["stages"].items():
+        floor = "-" if row["floor_seconds"] is None else f"{1e3 * row['floor_seconds']:.1f}"
+        share = "-" if row["share"] is None else f"{100 * row['share']:.0f} %"
+        lines.append(f"| {name} | {1e3 * row['seconds']:.1f} | {row['images_a_second']:.3g} | {floor} | {share} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config", action="append", default=[], help="a named configuration or a file; several apply in their order"
+    )
+    parser.add_argument("--size", type=int, nargs=2, default=(32, 32))
+    parser.add_argument("--coils", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, help="where the numbers go")
+    options = parser.parse_args()
+    experiment = dataclasses.replace(load_experiment(MRIExperiment, options.config or ["mri/demo"]), device=options.device)
+    found = measure(experiment, tuple(options.size), options.coils, options.batch, options.repeats)
+    print(table(found))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
