@@ -36,6 +36,7 @@ from .selection_table import selection_table
 
 T = TypeVar("T")
 
+WHITES = 1.02  # ratio of the magnitudes that are white up to which numbers compare: a few of 255 steps
 SAME = ("n", "features", "preprocessing")  # without which numbers do not compare
 
 
@@ -175,13 +176,29 @@ def _require_comparable(results: Mapping[str, Results]) -> None:
                 f"{name}: its evaluate/metrics.json does not say {' and '.join(missing)} (an earlier version wrote it), so that its numbers"
                 " cannot be compared with others. Evaluate it again."
             )
+    whites = {name: _white(found) for name, found in results.items()}
+    if max(whites.values()) > WHITES * min(whites.values()):
+        listed = "; ".join(f"{name} {white:.4g}" for name, white in whites.items())
+        raise UserError(
+            f"numbers of images that are shown in another way are not compared; magnitudes that are white: {listed}. Prepare these data"
+            " with one --data.display-max and evaluate them again, or report one experiment."
+        )
     for key in SAME:
-        values = {name: json.dumps(found.circumstances[key], sort_keys=True) for name, found in results.items()}
+        values = {name: json.dumps(_without_white(found.circumstances[key]), sort_keys=True) for name, found in results.items()}
         if len(set(values.values())) > 1:
             listed = "; ".join(f"{name} with {value}" for name, value in values.items())
             raise UserError(
                 f"numbers of another {key} are not compared: {listed}. Evaluate these experiments alike, or report one."
             )
+
+
+def _white(results: Results) -> float:
+    return float(results.circumstances["preprocessing"].get("white", 1.0))
+
+
+def _without_white(circumstance: Any) -> Any:
+    """White is a measured number, which differs a little between masks of another seed."""
+    return {k: v for k, v in circumstance.items() if k != "white"} if isinstance(circumstance, Mapping) else circumstance
 
 
 def _by_row(pictures: Mapping[str, Mapping[str, Grid]]) -> dict[str, list[Grid]]:

@@ -168,7 +168,7 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
                 watch=(Annotated[float | None, follow], None),
             ),
             report,
-            "runs/mine, or runs/r2 runs/r4 runs/r8 --out compared",
+            "runs/mine, or runs/sid runs/dmd --out compared",
             "report.html",
         ),
         "import": IMPORT,

@@ -98,6 +98,7 @@ def test_samples_are_found_after_the_folder_was_moved(tmp_path):
         ({"n": 32}, "numbers of another n are not compared: a with 16; b with 32"),
         ({"features": "inception 6726825d"}, 'another features are not compared: a with "bands"; b with "inception 6726825d"'),
         ({"preprocessing": {"size": [32, 32]}}, "another preprocessing are not compared"),
+        ({"preprocessing": {**SAME["preprocessing"], "white": 1.1}}, "magnitudes that are white: a 1; b 1.1. Prepare"),
         ({"preprocessing": "left out"}, "b: its evaluate/metrics.json does not say preprocessing"),
     ],
 )
