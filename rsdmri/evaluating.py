@@ -44,7 +44,7 @@ def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, sa
         ]
         for name, (images, attributes) in found.items():
             progress.update(len(rows), name)
-            law = _law_of(domain, paths[name], attributes)
+            law = law_of_samples(domain, paths[name], attributes)
             with _naming(paths[name]):
                 true, proximal = judge.true(images), judge.proximal(images, attributes["seeds"], law)
             rows.append(
@@ -112,7 +112,7 @@ def _one_size(found: Mapping[str, tuple[Image, Any]], paths: Mapping[str, Path])
     return next(iter(sizes.values()))
 
 
-def _law_of(domain: Domain, samples: Path, attributes: Mapping[str, Any]) -> Law | None:
+def law_of_samples(domain: Domain, samples: Path, attributes: Mapping[str, Any]) -> Law | None:
     """The law from which the operators of samples were drawn: that of their run, which lies beside them if it was not moved."""
     folders = [samples.parent, Path(str(attributes.get("run", samples.parent)))]
     found = next((folder / "operators.h5" for folder in folders if (folder / "operators.h5").exists()), None)

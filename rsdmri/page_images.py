@@ -10,8 +10,8 @@ import numpy as np
 
 from .config import Experiment
 from .domain import Domain, Law, Observations
-from .evaluating import ORDER, judge_of
-from .evaluation import Evaluator, clean_images
+from .evaluating import ORDER, judge_of, law_of_samples
+from .evaluation import AT_ONCE, Evaluator, clean_images
 from .generation import read_samples
 from .metrics.coverage import nearest
 from .progress import track
@@ -20,7 +20,6 @@ from .runs import observations_path
 from .tensors import Image
 
 SHOWN, SHOWN_OF_MANY = 16, 9  # images of each grid, of one experiment and of each of several
-AT_ONCE = 64  # observations shown at once: k-space is many times an image
 
 
 @dataclass(frozen=True)
@@ -82,18 +81,11 @@ def _neighbours(
     result = []
     for name in sorted(found, key=lambda name: ORDER.get(name, len(ORDER))):
         images, attributes = found[name]
-        law = _law_of(samples[name], attributes.get("run"), domain) or judge.law
+        law = law_of_samples(domain, samples[name], attributes) or judge.law
         corrupted = judge.corrupt(images[:count], attributes["seeds"][:count], law)
         index, distance = nearest(features_of(corrupted.shown), features)
         result.append(Neighbours(name, domain.display(images[:count], judge.law).numpy(), observed[index], distance.tolist()))
     return result, yardstick_of(features)
-
-
-def _law_of(samples: Path, run: str | None, domain: Domain) -> Law | None:
-    """The law by which samples were drawn, which lies beside them, or else in their run."""
-    places = [folder / "operators.h5" for folder in (samples.parent, Path(run or samples.parent))]
-    found = next((path for path in places if path.exists()), None)
-    return None if found is None else domain.law(found)
 
 
 def small_grids_of(experiment: Experiment, domain: Domain, samples: Mapping[str, Path]) -> dict[str, Grid]:

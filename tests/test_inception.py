@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from rsdmri.errors import UserError
 from rsdmri.files import sha256
-from rsdmri.metrics.inception import ENVIRONMENT, WEIGHTS, Inception, find_weights, load_inception, resize_tf1
+from rsdmri.metrics.inception import Inception, resize_tf1
+from rsdmri.metrics.weights import ENVIRONMENT, WEIGHTS, find_weights, load_inception
 
 # Features 220, 476, ... of `IMAGES` with `random_weights`, in double precision. Those of torch-fidelity 0.4.0 differ by less than 1e-5.
 FIRST, EVERY = 220, 256

@@ -96,7 +96,7 @@ def load(kind: str, weights: Path | None, device: str) -> tuple[Function, str]:
     if kind == "bands":
         return bands, "bands"
     if kind == "inception":
-        from .inception import load_inception  # torch.load comes with it
+        from .weights import load_inception
 
         network, digest = load_inception(weights)
         return _of_network(network.to(device), device), f"inception {digest[:8]}"
