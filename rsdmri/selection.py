@@ -18,8 +18,8 @@ from .checkpoints import load_tensors, save_tensors
 from .config import DistillConfig
 from .evaluation import Evaluator, Scores
 from .files import read_json, write_json, write_text
+from .logs import read_log
 from .tensors import Image
-from .training import read_log
 
 GENERATOR = "rsd"  # its row
 LOOKS = 20  # averages that are scored unless another number is asked for

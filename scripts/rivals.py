@@ -29,9 +29,9 @@ from rsdmri.domain import Domain
 from rsdmri.evaluation import side_of
 from rsdmri.files import read_json, write_json
 from rsdmri.generation import read_samples
+from rsdmri.logs import read_log
 from rsdmri.restoring import read_images
 from rsdmri.runs import observations_path
-from rsdmri.training import read_log
 
 COEFFICIENTS = (0.1, 1.0, 10.0)
 PAIRS = [

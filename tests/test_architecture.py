@@ -17,6 +17,7 @@ ROWS = [
     {"objectives", "sampling", "posterior", "metrics"},
     {"distillation", "consistency", "theory", "checkpoints"},
     {"tracking"},
+    {"logs"},
     {"training", "jobs"},
     {"domain"},
     {"steps", "runs", "generation", "teachers", "importing", "restoring"},

@@ -15,6 +15,7 @@ from rsdmri import baselines, pipeline
 from rsdmri.checkpoints import load_description
 from rsdmri.config import EMConfig
 from rsdmri.errors import UserError
+from rsdmri.logs import read_log
 from rsdmri.mri.__main__ import APPLICATION
 from rsdmri.mri.config import MRIExperiment
 from rsdmri.mri.domain import MRI
@@ -22,7 +23,6 @@ from rsdmri.mri.reconstruction import default_lam, l1_wavelet
 from rsdmri.operators import Identity
 from rsdmri.restoring import read_images
 from rsdmri.settings import load_experiment, named_configs
-from rsdmri.training import read_log
 from rsdmri_natural.__main__ import APPLICATION as NATURAL
 from rsdmri_natural.domain import Natural
 

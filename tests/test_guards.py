@@ -7,8 +7,9 @@ import torch
 
 from rsdmri.config import PretrainConfig
 from rsdmri.errors import UserError
+from rsdmri.logs import gone_wrong
 from rsdmri.steps import spread
-from rsdmri.training import adam_state, descend, gone_wrong, load_adam_state, train
+from rsdmri.training import adam_state, descend, load_adam_state, train
 
 OPTIONS = PretrainConfig(images=64, batch=4, log=16, save=16)
 

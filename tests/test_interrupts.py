@@ -12,8 +12,9 @@ from rsdmri import cli, pipeline
 from rsdmri.checkpoints import load_resume
 from rsdmri.config import PretrainConfig
 from rsdmri.interrupts import Interrupted, stop_requests
+from rsdmri.logs import read_log
 from rsdmri.mri.__main__ import APPLICATION
-from rsdmri.training import read_log, train
+from rsdmri.training import train
 
 
 class Drawing:

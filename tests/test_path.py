@@ -17,8 +17,8 @@ from commands import run_command
 
 import rsdmri
 from rsdmri.errors import UserError
+from rsdmri.logs import read_log
 from rsdmri.mri.__main__ import APPLICATION
-from rsdmri.training import read_log
 
 pytestmark = pytest.mark.xdist_group("path")
 

@@ -9,13 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from rsdmri import pipeline
 from rsdmri.checkpoints import load_description
 from rsdmri.denoiser import build_denoiser
+from rsdmri.logs import read_log
 from rsdmri.mri.config import EspiritConfig, MRIExperiment, SimulateConfig
 from rsdmri.mri.domain import MRI
 from rsdmri.mri.estimate import estimate_files
 from rsdmri.mri.masks import columns, default_acs
 from rsdmri.mri.simulate import simulate
 from rsdmri.settings import configs_folder, load_experiment
-from rsdmri.training import read_log
 
 ACCELERATIONS = [2, 4, 6, 8]
 RECIPES = [*(f"mri/r{accel}" for accel in ACCELERATIONS), "mri/full"]

@@ -10,9 +10,10 @@ from commands import run_command
 from rsdmri.checkpoints import load_tensors
 from rsdmri.config import DistillConfig, PretrainConfig
 from rsdmri.files import read_json
+from rsdmri.logs import read_log
 from rsdmri.mri.__main__ import APPLICATION
 from rsdmri.selection import Selection
-from rsdmri.training import read_log, train
+from rsdmri.training import train
 
 pytestmark = pytest.mark.xdist_group("selection")
 

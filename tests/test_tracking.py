@@ -8,8 +8,9 @@ import torch
 
 from rsdmri.config import Experiment, PretrainConfig
 from rsdmri.errors import UserError
+from rsdmri.logs import read_log
 from rsdmri.tracking import followers
-from rsdmri.training import read_log, train
+from rsdmri.training import train
 
 
 class Counting:
