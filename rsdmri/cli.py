@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -19,10 +19,6 @@ from .errors import NotWritable, UsageError, UserError, did_you_mean
 from .files import not_writable
 from .interrupts import Interrupted
 from .settings import load_experiment, named_configs, validate
-
-if TYPE_CHECKING:
-    pass
-
 
 HELP_WIDTH = 80
 

@@ -17,7 +17,7 @@ from .evaluation import Evaluator, comparison_options, evaluator
 from .files import write_json
 from .generation import read_samples
 from .image_sets import Array, Preprocessing, preprocessing_of, read_set, volumes_in
-from .metrics.compare import Options, Side, compare, halves
+from .metrics.compare import Options, Side, compare, floors_of, halves
 from .metrics.phase import phase_histograms
 from .metrics.pixel import VOLUME, complex_nrmse, inside, nmse, psnr
 from .progress import Progress
@@ -136,6 +136,7 @@ def evaluate_sets(config: EvaluateConfig, reference: Path, samples: Mapping[str,
     n, first, second = halves(len(truth), min(map(len, sets.values())), config.n)
     options = comparison_options(config, device, out / "features")
     clean, other = (_side(truth[part], values, reference) for part in (first, second))
+    floors = floors_of(clean, other, options)
     rows: list[dict[str, Any]] = []
     with Progress("evaluate", len(sets), "rows") as progress:
         for name, array in sets.items():
@@ -143,7 +144,7 @@ def evaluate_sets(config: EvaluateConfig, reference: Path, samples: Mapping[str,
             # Not the first ones: files are sorted by class or scan.
             chosen = np.sort(np.random.default_rng(options.seed).permutation(len(array))[:n])
             with _naming(samples[name]):
-                found = compare(_side(array[chosen], values, samples[name]), clean, other, options)
+                found = compare(_side(array[chosen], values, samples[name]), clean, other, options, floors)
             rows.append({"name": name, "seconds_per_image": None, "network_calls": None, "metrics": found, "proximal": {}})
         progress.update(len(rows))
     places = {name: str(path) for name, path in samples.items()}

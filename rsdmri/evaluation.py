@@ -9,6 +9,7 @@ between two disjoint halves of what it was compared with, at the same number of 
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from .config import EvaluateConfig, Experiment
 from .domain import Domain, Law, Observations, Size
 from .errors import UserError
-from .metrics.compare import MIN_IMAGES, Options, Side, compare, halves, joined
+from .metrics.compare import MIN_IMAGES, Options, Side, compare, floors_of, halves, joined
 from .metrics.features import Extractor
 from .metrics.phase import phase_histograms
 from .observations import observe
@@ -57,17 +58,30 @@ class Evaluator:
         """As :meth:`true`, for images that are already as they are displayed."""
         if self.clean is None or self.other_clean is None:
             return {}
-        return _plain(compare(images, self.clean, self.other_clean, self.options))
+        return _plain(compare(images, self.clean, self.other_clean, self.options, self._floors_of_clean))
 
     def proximal(self, images: Image, seeds: Sequence[int], law: Law | None = None) -> Scores:
         """Distances of the corrupted images to the observations; ``seeds`` and ``law`` are those that the images were drawn with."""
         corrupted = self.corrupt(images[: self.n], seeds[: self.n], law or self.law)
-        return _plain(compare(corrupted, self.observed, self.other_observed, self.options))
+        return self._to_observed(corrupted)
 
     def observation_scores(self) -> tuple[Scores, Scores]:
         """The row of the observations themselves: true and proximal."""
-        proximal = compare(self.other_observed, self.observed, self.other_observed, self.options)
-        return self.shown(self.observations_row), _plain(proximal)
+        return self.shown(self.observations_row), self._to_observed(self.other_observed)
+
+    def _to_observed(self, images: Side) -> Scores:
+        return _plain(compare(images, self.observed, self.other_observed, self.options, self._floors_of_observed))
+
+    # Once for all rows, and all looks at a training.
+
+    @cached_property
+    def _floors_of_clean(self) -> dict[str, float]:
+        assert self.clean is not None and self.other_clean is not None
+        return floors_of(self.clean, self.other_clean, self.options)
+
+    @cached_property
+    def _floors_of_observed(self) -> dict[str, float]:
+        return floors_of(self.observed, self.other_observed, self.options)
 
     def corrupt(self, images: Image, seeds: Sequence[int], law: Law) -> Side:
         """Images through the coils that their seeds drew, with masks and noise that are functions of the seeds; shown as observations."""

@@ -148,13 +148,7 @@ class Preprocessing:
                 )
             return np.abs(images) / np.float32(self.white)
         # Of a reference of bytes nothing is known but that it is displayed: both ways to store that in floating point are taken.
-        of = (
-            kind
-            if self.values == "bytes" and kind in ("unit", "symmetric")
-            else "unit"
-            if self.values == "bytes"
-            else self.values
-        )
+        of = ("symmetric" if kind == "symmetric" else "unit") if self.values == "bytes" else self.values
         low = -1.0 if of == "symmetric" else 0.0
         if images.dtype.kind != "f" or images.min() < low - OVERSHOOT or images.max() > 1 + OVERSHOOT:
             raise UserError(

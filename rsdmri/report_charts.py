@@ -1,7 +1,7 @@
 """Curves of a training run, read from its log and laid out as charts for the report.
 
 Only geometry is computed here: positions, paths and ticks in the units of the chart. The markup is
-in ``report_template.html``.
+in ``report_page/parts.html``.
 """
 
 import json

@@ -8,7 +8,7 @@ nothing. The teacher's distances at the same number of images come first: from t
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from .config import DistillConfig
 from .evaluation import Evaluator, Scores
 from .files import read_json, write_json, write_text
 from .logs import read_log
+from .selection_table import GENERATOR
 from .tensors import Image
 
-GENERATOR = "rsd"  # its row
 LOOKS = 20  # averages that are scored unless another number is asked for
 
 
@@ -53,9 +53,8 @@ class Selection:
     @property
     def over(self) -> bool:
         """Whether there has been no better average for as long as patience asks."""
-        ours = [line for line in self.lines if line["row"] == GENERATOR]
-        later = sum(line["images"] > self._best()["images"] for line in ours) if ours else 0
-        return 0 < self.config.patience <= later
+        looked = any(line["row"] == GENERATOR for line in self.lines)
+        return looked and 0 < self.config.patience <= _looks_after(self.lines, self._best()["images"])
 
     def begin(self, images: int) -> int:
         """Takes up what was scored before a checkpoint at ``images``, and returns the images of the last look; scores the teacher if that
@@ -116,6 +115,11 @@ class Selection:
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
 
+def _looks_after(lines: Sequence[Mapping[str, Any]], images: int) -> int:
+    """How many averages were scored after ``images``."""
+    return sum(line["row"] == GENERATOR and line["images"] > images for line in lines)
+
+
 def _values(scores: Scores) -> dict[str, float]:
     return {name: round(score["value"], 6) for name, score in scores.items()}
 
@@ -126,6 +130,5 @@ def stopped_early(folder: Path, config: DistillConfig) -> bool:
     if not config.select or not path.exists():
         return False
     result = read_json(path)
-    lines = [line for line in read_log(folder / "selection.jsonl") if line["row"] == GENERATOR]
-    later = sum(line["images"] > result["images"] for line in lines)
+    later = _looks_after(read_log(folder / "selection.jsonl"), result["images"])
     return bool(result["stopped"]) and 0 < config.patience <= later

@@ -14,7 +14,7 @@ from typing import Any
 from .errors import UserError
 from .metrics.compare import HIGHER
 
-GENERATOR = "rsd"
+GENERATOR = "rsd"  # its row
 
 
 @dataclass(frozen=True)

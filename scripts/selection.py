@@ -36,8 +36,9 @@ def followed(row: str, seed: int, options: argparse.Namespace) -> None:
     if finished(path, experiment):
         return
     run = pipeline.distill(experiment, domain, base.folder / "distill-selection", teacher)
-    lines = [dataclasses.asdict(line) for line in read_selection(run / "selection.jsonl")]
-    found = {entry.metric: dataclasses.asdict(entry) for entry in selection_table(read_selection(run / "selection.jsonl"))}
+    measurements = read_selection(run / "selection.jsonl")
+    lines = [dataclasses.asdict(line) for line in measurements]
+    found = {entry.metric: dataclasses.asdict(entry) for entry in selection_table(measurements)}
     write_json(path, {"name": row, "seed": seed, "settings": settings_of(experiment), "lines": lines, "selected": found})
 
 

@@ -1,6 +1,6 @@
 """Several distances at once, each beside what chance alone would give, and within the interval where it may lie."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict, get_args
@@ -85,11 +85,23 @@ class Measured(NamedTuple):
     high: float | None = None
 
 
-def compare(samples: Side, reference: Side, other_reference: Side, options: Options | None = None) -> dict[str, Comparison]:
-    """The distances from ``samples`` to ``reference``.
+def floors_of(reference: Side, other_reference: Side, options: Options) -> dict[str, float]:
+    """The distances from ``other_reference`` to ``reference``, two disjoint parts of one distribution (see :func:`halves`): a perfect
+    generator scores about this."""
+    pair = _Pair(other_reference, reference, options, 0)
+    return {name: pair.measure(name).value for name in options.metrics if name != "phase" or pair.has_phases}
 
-    ``floor`` is the distance from ``other_reference`` to ``reference``, two disjoint parts of one distribution (see :func:`halves`): a
-    perfect generator scores about this.
+
+def compare(
+    samples: Side,
+    reference: Side,
+    other_reference: Side,
+    options: Options | None = None,
+    floors: Mapping[str, float] | None = None,
+) -> dict[str, Comparison]:
+    """The distances from ``samples`` to ``reference``, each with its floor.
+
+    ``floors`` are those of :func:`floors_of`, where several sets are compared with one reference: they take as long as the distances.
 
     The interval of a distance is that of the bootstrap over images (scans, where slices belong together) of both sides, moved so that its
     mean is the distance itself: a resampled set has less variety than its original, and would lie too far away. KID has a standard error in
@@ -101,15 +113,16 @@ def compare(samples: Side, reference: Side, other_reference: Side, options: Opti
     options = options or Options()
     for array in image_sets(samples.shown, reference.shown):
         _check_something_to_see(array)
-    pair, floor = _Pair(samples, reference, options, options.bootstrap), _Pair(other_reference, reference, options, 0)
+    pair = _Pair(samples, reference, options, options.bootstrap)
+    floors = floors_of(reference, other_reference, options) if floors is None else floors
     found: dict[str, Comparison] = {}
     for name in options.metrics:
-        if name == "phase" and (samples.phases is None or reference.phases is None):
-            continue  # real images have none
-        value, at_floor = pair.measure(name), floor.measure(name)
+        if name == "phase" and not pair.has_phases:
+            continue
+        value = pair.measure(name)
         found[name] = {
             "value": value.value,
-            "floor": at_floor.value,
+            "floor": floors[name],
             "n": min(len(reference.shown), MOST) if name in HIGHER else len(reference.shown),
             "low": value.low,
             "high": value.high,
@@ -132,6 +145,11 @@ class _Pair:
 
     def __init__(self, a: Side, b: Side, options: Options, resamples: int) -> None:
         self.a, self.b, self.options, self.resamples = a, b, options, resamples
+
+    @property
+    def has_phases(self) -> bool:
+        """Real images have none."""
+        return self.a.phases is not None and self.b.phases is not None
 
     def measure(self, name: str) -> Measured:
         if name == "swd":
@@ -180,19 +198,23 @@ class _Pair:
     def _indices(self) -> list[tuple[Indices, Indices]]:
         """Images, or whole groups of them, drawn with replacement from both sides."""
         rng = np.random.default_rng([self.options.seed, RESAMPLE_STREAM])
-        return [(_again(self.a, rng), _again(self.b, rng)) for _ in range(self.resamples)]
+        sides = [(len(side.shown), _members(side)) for side in (self.a, self.b)]
+        return [(_again(*sides[0], rng), _again(*sides[1], rng)) for _ in range(self.resamples)]
 
 
-def _again(side: Side, rng: np.random.Generator) -> Indices:
+def _members(side: Side) -> list[Indices] | None:
+    """The images of each group; None where each image is its own."""
+    return None if side.groups is None else [np.flatnonzero(side.groups == group) for group in np.unique(side.groups)]
+
+
+def _again(n: int, members: Sequence[Indices] | None, rng: np.random.Generator) -> Indices:
     """As many images as there are, with replacement; the last group is cut where they are enough."""
-    n = len(side.shown)
-    if side.groups is None:
+    if members is None:
         return rng.integers(n, size=n)
-    members = [np.flatnonzero(side.groups == group) for group in np.unique(side.groups)]
-    found: list[Indices] = []
-    while sum(map(len, found)) < n:
-        found.append(members[rng.integers(len(members))])
-    return np.concatenate(found)[:n]
+    found: list[int] = []
+    while len(found) < n:
+        found.extend(members[int(rng.integers(len(members)))].tolist())
+    return np.array(found[:n])
 
 
 def _interval(value: float, draws: Sequence[float]) -> Measured:
@@ -227,9 +249,8 @@ def halves(
     n = asked = min(n_samples, n_reference // 2, limit if limit > 0 else n_samples)
     order, ends = _by_groups(torch.randperm(n_reference, generator=make_generator(seed)).numpy(), groups)
     while True:
-        start = (
-            int(ends[np.searchsorted(ends, n)]) if n else 0
-        )  # where the first group begins of which nothing is in the first part
+        # Where the first group begins of which nothing is in the first part.
+        start = int(ends[np.searchsorted(ends, n)]) if n else 0
         if n_reference - start >= n:
             break
         n -= 1

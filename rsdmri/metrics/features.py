@@ -25,6 +25,7 @@ from .bands import bands
 from .sliced import ImageSet, as_array
 
 BLOCK = 32  # images a network sees at once, always
+KEPT = 8  # sets whose features stay in memory: the references of an evaluation, and not every set that is compared with them
 TORCHSCRIPT = "torchscript:"
 KINDS = f"bands, inception or {TORCHSCRIPT}PATH"
 
@@ -50,9 +51,11 @@ class Extractor:
         pixels = np.rint(255 * np.clip(as_array(images), 0, 1)).astype(np.uint8)
         # Other devices round otherwise.
         key = hashlib.sha256(f"{self.name} {self.device} {pixels.shape}".encode() + pixels.tobytes()).hexdigest()
-        if key not in self.kept:
-            self.kept[key] = self._from_disk(key, pixels)
-        return self.kept[key]
+        features = self.kept.pop(key) if key in self.kept else self._from_disk(key, pixels)
+        self.kept[key] = features  # the last one used is the last one in it
+        while len(self.kept) > KEPT:
+            del self.kept[next(iter(self.kept))]
+        return features
 
     def _from_disk(self, key: str, pixels: Pixels) -> NDArray[Any]:
         path = self.cache / f"{key}.npy" if self.cache else None
