@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .checkpoints import load_model
+from .compute import arranged
 from .config import EMConfig, Experiment, to_tree
 from .domain import Domain, Observations
 from .errors import UsageError, UserError
@@ -113,7 +114,7 @@ def _expectation(
     if not out.exists():
         prior, _ = load_model(run)
         device = device_of(experiment)
-        prior = prior.to(device)
+        arranged(prior, experiment.compute, device)
 
         def draw(obs: Observation, samples: Sequence[int]) -> Image:
             generators = [make_generator(experiment.seed, POSTERIOR_STREAM, lap, i) for i in samples]

@@ -85,6 +85,19 @@ class NetworkConfig:
 
 
 @section
+class ComputeConfig:
+    """How the networks are computed. What they learn does not depend on it, but for rounding: it may change from one start to the next."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the activations; weights, averages, Fourier transforms, preconditioning and losses are in single precision always. auto: bf16 on
+    GPUs that compute in it, fp32 elsewhere. (PyTorch's convolutions in fp32 use TF32 on GPUs that have it.)"""
+    channels_last: bool = False
+    """Channels are the last axis in memory."""
+    compile: Literal["none", "default", "graphs"] = "none"
+    """torch.compile of each network, which takes minutes at the start; graphs: captured as CUDA graphs too (one GPU)."""
+
+
+@section
 class ObjectiveConfig:
     """What the denoiser learns from corrupted observations (RSD Eq. 7 to 10)."""
 
@@ -395,6 +408,7 @@ class Experiment:
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Dashboards that are told of every line of metrics.jsonl: tensorboard (RUN/tensorboard), wandb (RUN/wandb, offline). Each is an extra to
     install."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

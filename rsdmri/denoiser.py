@@ -42,6 +42,7 @@ class Denoiser(nn.Module):
         self.sigma_data = sigma_data
         self.masked = masked
         self.multiple = multiple
+        self.bf16, self.channels_last = False, False  # how it is computed (rsdmri.compute)
 
     def forward(self, x_t: Image, sigma: PerSample, mask: Tensor | None = None, labels: Tensor | None = None) -> Image:
         """f(x_t, sigma): x_t (B, C, H, W), sigma (B,), mask broadcasting to (B, 1, H, W) if the denoiser is masked.
@@ -60,11 +61,13 @@ class Denoiser(nn.Module):
         if mask is not None:
             channels = torch.cat([channels, self._mask_channels(mask, channels, per_sample(c_in, channels))], dim=1)
         dtype = next(self.network.parameters()).dtype
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
         height, width = channels.shape[-2:]
         missing = (0, -width % self.multiple, 0, -height % self.multiple)
         whole = pad(channels, missing) if any(missing) else channels
         told = () if labels is None else (labels,)
-        out = self.network(whole.to(dtype), (s.log() / 4).to(dtype), *told).to(channels.dtype)[:, :count, :height, :width]
+        seen = whole.to(torch.bfloat16 if self.bf16 else dtype, memory_format=layout)
+        out = self.network(seen, (s.log() / 4).to(dtype), *told).to(channels.dtype)[:, :count, :height, :width]
         f = to_complex(out) if x_t.is_complex() else out
         c_skip = per_sample(self.sigma_data**2 / variance, x_t)
         c_out = per_sample(s * self.sigma_data * variance.rsqrt(), x_t)

@@ -46,6 +46,10 @@ class Law(Protocol):
         """Writes operators.h5, so that a run samples without the data."""
         ...
 
+    def to(self, device: torch.device) -> "Law":
+        """The law with what it draws from on a device: the one of the generators that it will be given, for speed alone."""
+        ...
+
 
 class Observations(Protocol):
     """The corrupted data set."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .checkpoints import Description, load_model
+from .compute import arranged
 from .config import SampleConfig
 from .denoiser import Denoiser, Generator
 from .distillation import shown
@@ -85,7 +86,8 @@ def open_model(run: Path, domain: Domain, experiment: Any, device: torch.device,
             f"{run}: no finished run here (no model.json). Make one: {domain.program}pretrain, then {domain.program}distill"
         )
     denoiser, description = load_model(run, weights)
-    return Model(run, denoiser.to(device), description, law_of_run(run, description, domain, experiment), experiment, device)
+    law = law_of_run(run, description, domain, experiment)
+    return Model(run, arranged(denoiser, experiment.compute, device), description, law, experiment, device)
 
 
 def law_of_run(run: Path, description: Description, domain: Domain, experiment: Any, check: bool = False) -> Law:

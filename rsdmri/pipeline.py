@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import Description, load_description, load_model, load_weights, save_model
+from .compute import arranged
 from .config import DistillConfig, Experiment, Metric, PretrainConfig
 from .denoiser import Denoiser, Generator
 from .distillation import Distiller
@@ -75,7 +76,7 @@ def train_teacher(
         objective=experiment.objective,
     )
     device = device_of(experiment)
-    denoiser = _fresh(description, experiment.seed).to(device)
+    denoiser = arranged(_fresh(description, experiment.seed), experiment.compute, device)
     if start is not None:
         load_weights(denoiser, start)
         inputs = {**inputs, "start": start}
@@ -113,8 +114,8 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     if config.space == "image":
         require_noise_free(law)
     device = device_of(experiment)
-    f_phi = f_phi.to(device)
-    f_psi, g = (copied(f_phi, config.dropout) for _ in range(2))
+    f_psi, g = (arranged(copied(f_phi, config.dropout), experiment.compute, device) for _ in range(2))
+    f_phi = arranged(f_phi, experiment.compute, device)
     distiller = Distiller(f_phi, f_psi, Generator(g, config.sigma_init), objective, config)
     inputs = {"teacher": weights or run / "model.safetensors"}
     if not is_imported(run):
@@ -125,7 +126,7 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
         return out
     law.save(out / "operators.h5")
     dtype = torch.complex64 if described.complex_images else torch.float32
-    step = DistillStep(distiller, law, law.thin, described.channels, dtype, config)
+    step = DistillStep(distiller, law.to(device), law.thin, described.channels, dtype, config)
     description = Description(**{**vars(described), "role": "generator", "distill": config})
     watch = None
     if config.select:

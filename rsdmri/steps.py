@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from . import noise
+from .ahead import Ahead
+from .compute import adam
 from .config import DistillConfig, PretrainConfig
 from .consistency import consistency_loss
 from .denoiser import Denoiser
@@ -74,23 +76,26 @@ class PretrainStep:
     def __init__(self, denoiser: Denoiser, objective: Objective, data: Observations, config: PretrainConfig, seed: int) -> None:
         self.model = denoiser
         self.objective, self.data, self.config, self.seed = objective, data, config, seed
-        self.optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.lr, betas=config.betas)
+        self.optimizer = adam(denoiser.parameters(), config.lr, config.betas)
+        self.ahead = Ahead(data)
 
     def __call__(self, images: int, generators: Sequence[PartGenerator]) -> dict[str, Tensor]:
         config = self.config
         self.model.train()
-        samples = batch_of(list(self.data.buckets.values()), self.seed, images // config.batch, config.batch)
         seen = images + config.batch
         set_rate(self.optimizer, config.lr * rise(seen, config.warmup) * fall(seen, config))
+        self.ahead.order(self._parts(images, generators) + self._parts(seen, generators))
+        return descend(self.optimizer, self._loss, generators, config.clip, "gradient")
 
-        def loss(generator: PartGenerator) -> tuple[Tensor, dict[str, Tensor]]:
-            return self._loss(samples[part_of(config.batch, generator)], generator)
+    def _parts(self, images: int, generators: Sequence[PartGenerator]) -> list[Sequence[int]]:
+        """The samples of the batch after ``images`` images, a part a generator."""
+        batch = self.config.batch
+        samples = batch_of(list(self.data.buckets.values()), self.seed, images // batch, batch)
+        return [samples[part_of(batch, generator)] for generator in generators]
 
-        return descend(self.optimizer, loss, generators, config.clip, "gradient")
-
-    def _loss(self, samples: Sequence[int], generator: PartGenerator) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, generator: PartGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         """Of one part of the batch, the mean over its images; and what the log says of it."""
-        obs = self.data.batch(samples).to(generator.device)
+        obs = self.ahead.next(generator.device)
         sigma = self.objective.levels(obs.noise_std, generator)
         loss = self.objective.loss(self.model, obs, sigma, generator, augment=self.config.augment).mean()
         values = {"loss": loss}
@@ -144,8 +149,8 @@ class DistillStep:
         self.distiller, self.law, self.thin, self.config = distiller, law, thin, config
         self.channels, self.dtype = channels, dtype
         self.model = distiller.generator.denoiser
-        self.adam_fake = torch.optim.Adam(distiller.fake.parameters(), lr=config.lr_fake, betas=config.betas_fake)
-        self.adam_generator = torch.optim.Adam(self.model.parameters(), lr=config.lr_generator, betas=config.betas_generator)
+        self.adam_fake = adam(distiller.fake.parameters(), config.lr_fake, config.betas_fake)
+        self.adam_generator = adam(self.model.parameters(), config.lr_generator, config.betas_generator)
 
     def __call__(self, images: int, generators: Sequence[PartGenerator]) -> dict[str, Tensor]:
         distiller, config = self.distiller, self.config

@@ -209,8 +209,8 @@ def descend(
 ) -> dict[str, Tensor]:
     """One step down the gradient of the mean of ``loss`` over the parts of a batch, of which one at a time is in memory.
 
-    ``loss`` gives the mean over a part's images, and scalars for the log. Returns their means, and under ``name`` the norm of the gradient
-    before it was clipped. If that is not finite there is no step: one broken batch is left out.
+    ``optimizer`` is a fused one. ``loss`` gives the mean over a part's images, and scalars for the log. Returns their means, and under
+    ``name`` the norm of the gradient before it was clipped. If that is not finite there is no step: one broken batch is left out.
     """
     optimizer.zero_grad(set_to_none=True)
     found = []
@@ -220,6 +220,7 @@ def descend(
         found.append({key: scalar.detach() for key, scalar in said.items()})
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
-    if norm.isfinite():
-        optimizer.step()
+    # A fused optimiser asks the device itself whether to leave the step out, as for torch.amp.GradScaler: the host does not wait.
+    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    optimizer.step()
     return {key: torch.stack([said[key] for said in found]).mean() for key in found[0]} | {name: norm}

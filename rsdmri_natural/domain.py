@@ -81,6 +81,9 @@ class NaturalLaw:
             return mask & draw_boxes(len(mask), self.data.image_size, self.data.box, generator)
         return mask & draw_pixels(len(mask), self.data.image_size, self.data.delta, generator)
 
+    def to(self, device: torch.device) -> "NaturalLaw":
+        return self  # it draws from numbers alone
+
     def save(self, path: Path) -> None:
         with atomic(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["data"] = json.dumps(corruption_of(self.data))

@@ -1,10 +1,12 @@
 """Images per second of every stage of a training, and what part of it the networks alone would take.
 
     python scripts/benchmark_training.py [--config mri/demo] [--config mri/r4 --config mri/narrow] [--size 32 32] [--coils 8] [--batch 32]
+    python scripts/benchmark_training.py --config natural/ffhq_noise_02 --levers fp32 bf16 bf16,channels_last bf16,compile
 
-Random scans and fresh weights: how long a step takes does not depend on them. The floor of a stage is the time of the forward and backward
+Random data and fresh weights: how long a step takes does not depend on them. The floor of a stage is the time of the forward and backward
 passes of its networks on inputs of the same shapes, measured in the same process; its share is the floor over the stage. FLOPs are
-counted, and set beside the rate of a large matrix product on the same device. Writes JSON with --json.
+counted, and set beside the rate of a large matrix product on the same device in the same precision. --levers measures several ways of
+computing one after the other, each alone or joined by commas. Writes JSON with --json.
 """
 
 import argparse
@@ -22,13 +24,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rsdmri.checkpoints import Description
+from rsdmri.compute import arranged
+from rsdmri.config import ComputeConfig, Experiment
 from rsdmri.denoiser import Denoiser, Generator
 from rsdmri.distillation import Distiller
-from rsdmri.domain import Size
+from rsdmri.domain import Law, Size
 from rsdmri.mri.config import MRIExperiment
 from rsdmri.mri.domain import Bank, MRILaw
 from rsdmri.objectives import build_objective
 from rsdmri.observations import Observation, observe
+from rsdmri.operators import MaskedOperator
 from rsdmri.runs import device_of
 from rsdmri.sampling import SAMPLERS, levels
 from rsdmri.settings import load_experiment
@@ -36,18 +41,28 @@ from rsdmri.steps import DistillStep, PretrainStep
 from rsdmri.teachers import copied
 from rsdmri.tensors import make_generator, randn
 from rsdmri.training import Average, descend
+from rsdmri_natural.config import NaturalExperiment
+from rsdmri_natural.domain import law_of
 
 COUNT = 64  # scans of the data
 DRAWS = 32  # coil maps of the bank
-PRODUCT = 2048  # side of the matrices whose product measures the device
+PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product measures the device
+LEVERS: Mapping[str, Mapping[str, Any]] = {
+    "fp32": {"precision": "fp32"},
+    "bf16": {"precision": "bf16"},
+    "channels_last": {"channels_last": True},
+    "compile": {"compile": "default"},
+    "graphs": {"compile": "graphs"},
+    "checkpointing": {},
+}
 
 
 class Data:
     """Random observations, held in memory."""
 
-    def __init__(self, law: MRILaw, size: Size) -> None:
+    def __init__(self, law: Law, size: Size, channels: int, dtype: torch.dtype) -> None:
         operator, noise_std = law.draw(COUNT, size, make_generator(1))
-        x = randn((COUNT, 1, *size), torch.complex64, make_generator(2))
+        x = randn((COUNT, channels, *size), dtype, make_generator(2))
         self.all = observe(x, operator, noise_std, make_generator(3))
         self.buckets = {size: range(COUNT)}
         self.names = [f"{number:04d}" for number in range(COUNT)]
@@ -57,9 +72,9 @@ class Data:
         return COUNT
 
     def batch(self, indices: Sequence[int]) -> Observation:
-        return self.all[list(indices)]
+        return self.all[[i % COUNT for i in indices]]
 
-    def law(self) -> MRILaw:
+    def law(self) -> Law:
         return self.the_law
 
 
@@ -88,10 +103,11 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def matrix_rate(device: torch.device) -> float:
-    """FLOPs a second of a product of large matrices in float32."""
-    a = torch.randn(PRODUCT, PRODUCT, dtype=torch.float32, device=device)
-    return 2 * PRODUCT**3 / timed(lambda: a @ a, device, 5)
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second of a product of large matrices."""
+    side = PRODUCT[device.type]
+    a = torch.randn(side, side, dtype=torch.float32, device=device).to(dtype)
+    return 2 * side**3 / timed(lambda: a @ a, device, 5)
 
 
 class Networks:
@@ -100,7 +116,9 @@ class Networks:
     def __init__(self, denoiser: Denoiser, size: Size, batch: int, device: torch.device) -> None:
         channels = denoiser.network.get_submodule("input").weight.shape[1]  # type: ignore[index]
         self.denoiser, self.batch = denoiser, batch
-        self.x = torch.randn(batch, int(channels), *size, dtype=torch.float32, device=device)
+        layout = torch.channels_last if denoiser.channels_last else torch.contiguous_format
+        x = torch.randn(batch, int(channels), *size, dtype=torch.float32, device=device)
+        self.x = x.to(torch.bfloat16 if denoiser.bf16 else torch.float32, memory_format=layout)
         self.c_noise = torch.zeros(batch, dtype=torch.float32, device=device)
 
     def forward(self) -> Tensor:
@@ -130,26 +148,32 @@ class Networks:
         return int(counter.get_total_flops()) // self.batch
 
 
-def measure(experiment: MRIExperiment, size: Size, coils: int, batch: int, repeats: int) -> dict[str, Any]:
+def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: int) -> dict[str, Any]:
     """All stages of one configuration."""
     device = device_of(experiment)
-    acs = experiment.data.acs or max(2, round(size[1] / 16))
-    law = random_law(size, coils, experiment.data.accel, acs)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    mri = isinstance(law, MRILaw)
+    channels, dtype = (1, torch.complex64) if mri else (3, torch.float32)
     objective = build_objective(experiment.objective, law.thin)
     network, kind = experiment.network, experiment.objective
     described = Description(
-        role="teacher", channels=1, size=size, complex_images=True, masked=objective.masked, network=network, objective=kind
+        role="teacher", channels=channels, size=size, complex_images=mri, masked=objective.masked, network=network, objective=kind
     )
-    denoiser = described.build().to(device)
-    data = Data(law, size)
+
+    def arrange(denoiser: Denoiser) -> Denoiser:
+        return arranged(denoiser, experiment.compute, device)
+
+    denoiser = arrange(described.build())
+    data = Data(law, size, channels, dtype)
     pretrain = PretrainStep(denoiser, objective, data, dataclasses.replace(experiment.pretrain, batch=batch), 0)
-    f_phi = copied(denoiser, None).requires_grad_(False).eval()
-    f_psi, g = (copied(denoiser, None) for _ in range(2))
+    f_phi = arrange(copied(denoiser, None)).requires_grad_(False).eval()
+    f_psi, g = (arrange(copied(denoiser, None)) for _ in range(2))
     distiller = Distiller(f_phi, f_psi, Generator(g, 2.5), objective, dataclasses.replace(experiment.distill, batch=batch))
-    distill = DistillStep(distiller, law, law.thin, 1, torch.complex64, distiller.config)
+    distill = DistillStep(distiller, law.to(device), law.thin, channels, dtype, distiller.config)
     generators = [make_generator(0, device=device)]
     average = Average(denoiser, 1e5, 0.05)
-    alone = Networks(copied(denoiser, None), size, batch, device)
+    alone = Networks(arrange(copied(denoiser, None)), size, batch, device)
     forward, train, through = (timed(f, device, repeats) for f in (alone.sample, alone.train, alone.through))
 
     def fake() -> None:
@@ -161,10 +185,15 @@ def measure(experiment: MRIExperiment, size: Size, coils: int, batch: int, repea
         descend(distill.adam_generator, distill._generator_loss, generators, 1.0, "gradient")
 
     operator, _ = law.draw(batch, size, make_generator(4))
-    thinned = law.thin(operator.to(device), make_generator(5, device=device))
-    noise = torch.randn(batch, 1, *size, dtype=torch.complex128, device=device)
+    operator = operator.to(device)
+    thinned = law.thin(operator, make_generator(5, device=device)) if isinstance(operator, MaskedOperator) else operator
+    noise = torch.randn(batch, channels, *size, dtype=torch.complex128 if mri else torch.float64, device=device)
     sigmas = levels(experiment.sample.steps, 0.02, 80.0, 7.0).to(device)
     calls = 2 * experiment.sample.steps - 1
+
+    @torch.no_grad()
+    def generated(z: Tensor) -> Tensor:
+        return distiller.generate(z, thinned)
 
     @torch.no_grad()
     def teacher_images() -> None:
@@ -177,10 +206,14 @@ def measure(experiment: MRIExperiment, size: Size, coils: int, batch: int, repea
         "generator step": (generator, train + 2 * through),
         "average of weights": (lambda: average.update(denoiser, 1000, batch), 0.0),
         "teacher's images": (teacher_images, calls * forward),
-        "generator's images": (lambda: distiller.generate(noise.to(torch.complex64), thinned).detach(), forward),
+        "generator's images": (lambda: generated(noise.to(dtype)), forward),
     }
-    rows = {name: _row(timed(f, device, repeats), floor, batch) for name, (f, floor) in stages.items()}
-    flops, rate = alone.flops(), matrix_rate(device)
+    rows = {}
+    for name, (function, floor) in stages.items():
+        rows[name] = _row(timed(function, device, repeats), floor, batch)
+        print(f"  {name}: {rows[name]['images_a_second']:.3g} images/s", file=sys.stderr, flush=True)
+    flops = Networks(copied(denoiser, None), size, 1, device).flops()  # a copy, which is never compiled
+    rate = matrix_rate(device, torch.bfloat16 if denoiser.bf16 else torch.float32)
     peak = (
         torch.cuda.max_memory_allocated(device)
         if device.type == "cuda"
@@ -188,7 +221,8 @@ def measure(experiment: MRIExperiment, size: Size, coils: int, batch: int, repea
     )
     return {
         "size": size,
-        "coils": coils,
+        "coils": law.banks[size].maps.shape[1] if isinstance(law, MRILaw) else None,
+        "precision": "bf16" if denoiser.bf16 else "fp32",
         "batch": batch,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
@@ -212,8 +246,10 @@ def _row(seconds: float, floor: float, batch: int) -> dict[str, float | None]:
 
 def table(found: Mapping[str, Any]) -> str:
     """For a terminal, and for docs/performance.md."""
+    coils = "coils"
     lines = [
-        f"{found['device']}, torch {found['torch']}, {found['size'][0]} x {found['size'][1]}, {found['coils']} coils, batch {found['batch']};"
+        f"{found['device']}, torch {found['torch']}, {found['lever']}: {found['size'][0]} x {found['size'][1]},"
+        f" {f'{found[coils]} coils, ' if found[coils] else ''}batch {found['batch']};"
         f" {found['parameters'] / 1e6:.2f} M parameters, {found['forward_flops_an_image'] / 1e9:.3g} GFLOP forward an image;",
         f"a training pass at {100 * found['training_pass_share_of_the_matrix_rate']:.0f} % of a matrix product's"
         f" {found['matrix_product_flops_a_second'] / 1e9:.0f} GFLOP/s; memory at most {found['peak_memory_bytes'] / 2**30:.2f} GiB",
@@ -234,19 +270,58 @@ def main() -> int:
     parser.add_argument(
         "--config", action="append", default=[], help="a named configuration or a file; several apply in their order"
     )
-    parser.add_argument("--size", type=int, nargs=2, default=(32, 32))
+    parser.add_argument("--size", type=int, nargs=2, default=(32, 32), help="of MRI; photographs have that of the configuration")
     parser.add_argument("--coils", type=int, default=8)
+    parser.add_argument(
+        "--levers",
+        nargs="+",
+        default=[],
+        metavar="A,B",
+        help=f"ways of computing, of {', '.join(LEVERS)}; default: the configuration's",
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="where the numbers go")
     options = parser.parse_args()
-    experiment = dataclasses.replace(load_experiment(MRIExperiment, options.config or ["mri/demo"]), device=options.device)
-    found = measure(experiment, tuple(options.size), options.coils, options.batch, options.repeats)
-    print(table(found))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    named = options.config or ["mri/demo"]
+    kind: type[Experiment] = NaturalExperiment if named[0].startswith("natural/") else MRIExperiment
+    experiment = dataclasses.replace(load_experiment(kind, named), device=options.device)
+    if isinstance(experiment, NaturalExperiment):
+        law: Law = law_of(experiment.data)
+        size = experiment.data.image_size
+    else:
+        assert isinstance(experiment, MRIExperiment)
+        size = (options.size[0], options.size[1])
+        law = random_law(size, options.coils, experiment.data.accel, experiment.data.acs or max(2, round(size[1] / 16)))
+    results = []
+    for lever in options.levers or ["as configured"]:
+        try:
+            found = measure(with_lever(experiment, lever), law, size, options.batch, options.repeats)
+        except Exception as error:  # one way that fails, in a compiler or for want of memory, does not end the others
+            if not options.levers:
+                raise
+            print(f"{lever}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr, flush=True)
+            results.append({"lever": lever, "error": f"{type(error).__name__}: {error}"})
+            continue
+        results.append({"lever": lever, **found})
+        print(table(results[-1]), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def with_lever(experiment: Experiment, lever: str) -> Experiment:
+    """The experiment computed as a lever says; without one, as it says itself."""
+    if lever == "as configured":
+        return experiment
+    torch._dynamo.reset()  # nothing that is compiled serves two levers
+    names = lever.split(",")
+    fields: dict[str, Any] = {}
+    for name in names:
+        fields |= LEVERS[name]
+    network = dataclasses.replace(experiment.network, checkpointing="checkpointing" in names)
+    return dataclasses.replace(experiment, compute=ComputeConfig(**{"precision": "fp32", **fields}), network=network)
 
 
 if __name__ == "__main__":

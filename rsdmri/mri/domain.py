@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ class Bank:
     slices: int
     masks: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Bank":
+        masks = None if self.masks is None else self.masks.to(device)
+        return replace(self, maps=self.maps.to(device), noise_std=self.noise_std.to(device), masks=masks)
+
 
 @dataclass(frozen=True)
 class MRILaw:
@@ -76,7 +80,7 @@ class MRILaw:
 
     def draw(self, n: int, size: Size, generator: torch.Generator) -> tuple[MultiCoilMRI, PerSample]:
         bank, device = self._bank(size), generator.device
-        chosen = randint(len(bank.maps), (n,), generator).cpu()
+        chosen = randint(len(bank.maps), (n,), generator).to(bank.maps.device)
         operator = MultiCoilMRI(bank.maps[chosen].to(device), self._masks(n, bank, generator))
         return operator, bank.noise_std[chosen].to(device)
 
@@ -92,12 +96,15 @@ class MRILaw:
     def _masks(self, n: int, bank: Bank, generator: torch.Generator) -> Tensor:
         if bank.masks is None:
             return draw_columns(n, bank.maps.shape[-1], self.accel, bank.acs, generator)
-        which = randint(len(bank.masks), (n,), generator).cpu()
+        which = randint(len(bank.masks), (n,), generator).to(bank.masks.device)
         return bank.masks[which][:, None, None, :].to(generator.device)
+
+    def to(self, device: torch.device) -> "MRILaw":
+        return replace(self, banks={size: bank.to(device) for size, bank in self.banks.items()})
 
     def save(self, path: Path) -> None:
         with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-            for size, bank in self.banks.items():
+            for size, bank in self.to(torch.device("cpu")).banks.items():
                 group = file.create_group(size_name(size))
                 group["maps"], group["noise_std"] = bank.maps.numpy(), bank.noise_std.numpy()
                 if bank.masks is not None:

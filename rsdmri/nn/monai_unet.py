@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -65,4 +66,5 @@ class MonaiUNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """F(x, c_noise), (B, out_channels, H, W)."""
         check_divisible(x, self.levels)
-        return cast(Tensor, self.unet(x, TIMESTEPS_PER_UNIT * c_noise))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype is torch.bfloat16):
+            return cast(Tensor, self.unet(x, TIMESTEPS_PER_UNIT * c_noise))

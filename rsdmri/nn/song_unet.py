@@ -52,7 +52,8 @@ class SongUNet(nn.Module):
 
     ``network(x, c_noise)``: x (B, in_channels, H, W), c_noise (B,) -> (B, out_channels, H, W).
     H and W need not be those of ``size``, but must be divisible by 2^(levels - 1), with
-    levels = len(multipliers): other sizes raise ValueError.
+    levels = len(multipliers): other sizes raise ValueError. It computes in the precision of x,
+    whatever that of its weights.
 
     Args:
         in_channels, out_channels: real channels of the input and of the output.
@@ -166,7 +167,7 @@ class NoiseEmbedding(nn.Module):
         self.linear1 = linear(out_channels, out_channels)
 
     def forward(self, c_noise: Tensor, augment_labels: Tensor | None = None) -> Tensor:
-        dtype = self.linear0.weight.dtype
+        dtype = self.linear0.weight.dtype  # never half: a level is told to more than three digits
         emb = sinusoids(c_noise, self.channels).to(dtype)
         if self.augment is not None:
             # Zeros rather than nothing: distributed training wants a gradient for every parameter.
@@ -220,7 +221,7 @@ class Block(nn.Module):
         return self._compute(x, emb)
 
     def _compute(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(self.resample(F.silu(self.norm0(x)))) + self.affine(emb)[:, :, None, None]
+        h = self.conv0(self.resample(F.silu(self.norm0(x)))) + self.affine(emb).to(x.dtype)[:, :, None, None]
         h = self.conv1(self.dropout(F.silu(self.norm1(h))))
         x = (self.skip(self.resample(x)) + h) * SQRT_HALF
         return cast(Tensor, self.attention(x))
@@ -276,11 +277,19 @@ class Convolution(nn.Module):
             self.gate = nn.Parameter(nn.init.xavier_uniform_(torch.empty(shape), gain))
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         if self.gate is None:
-            return F.conv2d(x, self.weight, self.bias, padding=self.padding)
-        values = F.conv2d(x, self.weight, padding=self.padding)
-        gates = F.conv2d(x, self.gate, padding=self.padding).sigmoid().sigmoid()
-        return values * gates + self.bias.to(values.dtype)[:, None, None]
+            return F.conv2d(x, weight, bias, padding=self.padding)
+        values = F.conv2d(x, weight, padding=self.padding)
+        gates = F.conv2d(x, self.gate.to(x.dtype), padding=self.padding).sigmoid().sigmoid()
+        return values * gates + bias[:, None, None]
+
+
+class GroupNorm(nn.GroupNorm):
+    """Statistics in single precision, as PyTorch computes them, of an x of any precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
@@ -292,8 +301,8 @@ def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
     return layer
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(group_count(channels), channels, eps=1e-6)
+def group_norm(channels: int) -> GroupNorm:
+    return GroupNorm(group_count(channels), channels, eps=1e-6)
 
 
 def sinusoids(c_noise: Tensor, channels: int) -> Tensor:
