@@ -90,9 +90,9 @@ def swd(scores: Any) -> float:
     return float(scores["metrics"]["swd"]["value"])
 
 
-def best(curve: dict[str, Any], images: int) -> str:
-    """The best average of a training up to ``images``, by the true metric."""
-    return min((k for k in curve if int(k) <= images), key=lambda k: swd(curve[k]))
+def best(curve: dict[str, Any], images: int, batch: int) -> str:
+    """The best average of a training up to ``images``, and to the end of the batch that reaches them, by the true metric."""
+    return min((k for k in curve if int(k) < images + batch), key=lambda k: swd(curve[k]))
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
@@ -129,8 +129,9 @@ def compare(experiment: Experiment, domain: Domain, plus: float, n: int, path: P
     if experiment.sample.stop > 0:
         down = dataclasses.replace(experiment, sample=dataclasses.replace(experiment.sample, stop=0.0))
         curves["full"] = curve(down, domain, judge, run, "curve-full")
-    chosen = {name: best(found, images) for name, found in curves.items()}
-    chosen["teacher+"] = best(curves["teacher"], experiment.pretrain.images)
+    batch = experiment.pretrain.batch
+    chosen = {name: best(found, images, batch) for name, found in curves.items()}
+    chosen["teacher+"] = best(curves["teacher"], experiment.pretrain.images, batch)
     distill_run = pipeline.distill(experiment, domain, teacher=snapshots(run)[int(chosen["teacher"])])
     curves["rsd"] = curve(experiment, domain, judge, distill_run)
     chosen["rsd"] = max(curves["rsd"], key=int)

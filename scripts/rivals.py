@@ -129,7 +129,7 @@ def _trained(job: Job, experiment: Experiment, run: Path, name: str) -> dict[str
     """The best average of a training."""
     judge = judge_of(experiment, job.domain, job.n)
     found = curve(experiment, job.domain, judge, run)
-    chosen = best(found, experiment.pretrain.images)
+    chosen = best(found, experiment.pretrain.images, experiment.pretrain.batch)
     return {
         "rows": {name: found[chosen]},
         "training_seconds": {name: seconds(run, int(chosen))},
