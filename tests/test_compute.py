@@ -66,7 +66,7 @@ def test_bf16_keeps_levels_apart(images):
     seen = []
     network.network.embedding.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     network(images[0], images[1])
-    assert torch.allclose(seen[0], images[1].log() / 4, rtol=1e-6)
+    assert torch.allclose(seen[0].double(), images[1].double().log() / 4, rtol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of PyTorch's own compiler
