@@ -15,9 +15,10 @@ from typing import Annotated, Any
 import tyro
 
 from .config import Experiment, to_tree
-from .errors import NotWritable, UsageError, UserError, did_you_mean
+from .errors import Elsewhere, NotWritable, UsageError, UserError, did_you_mean
 from .files import not_writable
 from .interrupts import Interrupted
+from .launch import place_of
 from .settings import load_experiment, named_configs, validate
 
 HELP_WIDTH = 80
@@ -28,7 +29,7 @@ class Command:
     """One verb: its help, the dataclass of its options, what it calls with them, and the options of an example.
 
     ``options`` has a field ``experiment`` if the verb works on one; then configurations and flags fill it. ``makes`` is where in
-    RUNS/NAME its results go.
+    RUNS/NAME its results go. ``shared``: several processes, as torchrun and srun start them, share the work; else the first one does it.
     """
 
     help: str
@@ -36,6 +37,7 @@ class Command:
     run: Callable[[Any], None]
     example: str = ""
     makes: str = ""
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def run(application: Application, arguments: Sequence[str], verb: str | None = N
         atexit.register(_leave, error.exit_code)
         return error.exit_code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not _said_by_another(error):
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # what the system says about a file or a folder is the user's to mend
         if error.errno is None:
@@ -95,11 +98,19 @@ def run(application: Application, arguments: Sequence[str], verb: str | None = N
         )
         return 1
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        place = place_of(os.environ)
+        if place is None or place.first:
+            print(stop, file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from what was finished", file=sys.stderr)
         return 130
+
+
+def _said_by_another(error: UserError) -> bool:
+    """Whether another process of the same work says what is wrong: all read the same command line."""
+    place = place_of(os.environ)
+    return isinstance(error, Elsewhere) or (isinstance(error, UsageError) and place is not None and not place.first)
 
 
 def _leave(code: int) -> None:
@@ -139,7 +150,7 @@ def _run_verb(application: Application, verb: str, arguments: list[str]) -> None
     description = f"{command.help}\n\nExample: {program} {command.example}"
     if not has_experiment:
         options = _checked(lambda: tyro.cli(command.options, args=arguments, prog=program, description=description))
-        return command.run(options)
+        return _launch(command, options)
     configs, rest = _configs([_long(argument, application.aliases) for argument in arguments])
     if not configs:
         implied = application.implied_config(arguments)
@@ -159,7 +170,19 @@ def _run_verb(application: Application, verb: str, arguments: list[str]) -> None
         place = options.out or (command.makes if " " in command.makes else options.experiment.folder / command.makes)
         print(f"{program}: the configuration is valid; results would go to {place}")
     else:
+        _launch(command, options)
+
+
+def _launch(command: Command, options: Any) -> None:
+    """Runs a command in this process, which may be one of several."""
+    place = place_of(os.environ)
+    if place is None or (place.first and not command.shared):
         command.run(options)
+    elif command.shared:
+        from .distributed import joined  # torch comes with it
+
+        with joined(place):
+            command.run(options)
 
 
 def _checked(parse: Callable[[], Any]) -> Any:

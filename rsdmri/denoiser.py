@@ -10,7 +10,7 @@ Images are complex or real outside and real channels inside; this is the only mo
 and have as many outputs as inputs, of which the first are the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
 import torch
@@ -43,6 +43,9 @@ class Denoiser(nn.Module):
         self.masked = masked
         self.multiple = multiple
         self.bf16, self.channels_last = False, False  # how it is computed (rsdmri.compute)
+        self.called: Callable[..., Tensor] | None = (
+            None  # in the network's place while processes share a step (rsdmri.distributed)
+        )
 
     def forward(self, x_t: Image, sigma: PerSample, mask: Tensor | None = None, labels: Tensor | None = None) -> Image:
         """f(x_t, sigma): x_t (B, C, H, W), sigma (B,), mask broadcasting to (B, 1, H, W) if the denoiser is masked.
@@ -67,7 +70,8 @@ class Denoiser(nn.Module):
         whole = pad(channels, missing) if any(missing) else channels
         told = () if labels is None else (labels,)
         seen = whole.to(torch.bfloat16 if self.bf16 else dtype, memory_format=layout)
-        out = self.network(seen, (s.log() / 4).to(dtype), *told).to(channels.dtype)[:, :count, :height, :width]
+        network = self.called or self.network
+        out = network(seen, (s.log() / 4).to(dtype), *told).to(channels.dtype)[:, :count, :height, :width]
         f = to_complex(out) if x_t.is_complex() else out
         c_skip = per_sample(self.sigma_data**2 / variance, x_t)
         c_out = per_sample(s * self.sigma_data * variance.rsqrt(), x_t)

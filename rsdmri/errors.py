@@ -24,6 +24,10 @@ class NotWritable(UserError):
     """An output could not be written: the disk is full, or the place is not for writing."""
 
 
+class Elsewhere(UserError):
+    """Another process of the same work failed, and says why."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the nearest known word, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import distributed
 from .checkpoints import Description, load_model
 from .compute import arranged
 from .config import SampleConfig
@@ -135,18 +136,24 @@ def write_samples(model: Model, path: Path, stage: str) -> None:
     model.sample(seeds[:1], options)  # the first call pays for set-up that no image owes
     images: list[Tensor] = []
     began = time.perf_counter()
+    # Processes take batches in turn: these, and so their rounding, are those of one process.
     with Progress(stage, len(seeds), "images") as progress:
-        for i in range(0, len(seeds), options.batch):
-            images.append(model.sample(seeds[i : i + options.batch], options))
-            progress.update(min(i + options.batch, len(seeds)))
+        for start in range(0, len(seeds), distributed.size() * options.batch):
+            mine = seeds[start + distributed.rank() * options.batch :][: options.batch]
+            images += [part for part in distributed.gathered(model.sample(mine, options) if mine else None) if part is not None]
+            progress.update(min(start + distributed.size() * options.batch, len(seeds)))
     seconds = (time.perf_counter() - began) / len(seeds)
-    stack = torch.cat(images)
+    distributed.by_first(lambda: _write(path, torch.cat(images), seeds, seconds, model))
+
+
+def _write(path: Path, stack: Image, seeds: Sequence[int], seconds: float, model: Model) -> None:
     if not torch.isfinite(torch.view_as_real(stack) if stack.is_complex() else stack).all():
         raise UserError("the model gives NaN or infinity: the run has diverged; train again with a lower learning rate")
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file["images"] = stack[:, 0].numpy() if model.description.complex_images else stack.movedim(1, -1).numpy()
         file["seeds"] = np.array(seeds, np.int64)
-        file.attrs.update(seconds_per_image=seconds, network_calls=model.calls, role=model.description.role, batch=options.batch)
+        batch, role = model.experiment.sample.batch, model.description.role
+        file.attrs.update(seconds_per_image=seconds, network_calls=model.calls, role=role, batch=batch)
         file.attrs["run"] = str(model.run.resolve())
 
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from . import distributed
 from .errors import UserError
 from .files import write_text
 from .tracking import Follow
@@ -29,7 +30,8 @@ class Log:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():  # lines that were written after the checkpoint will be written again
             lines = [line for line in read_log(path) if line["images"] <= images]
-            write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+            if distributed.first():
+                write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
             for line in lines:
                 self._remember(line)
 
@@ -41,7 +43,8 @@ class Log:
 
         Steps whose gradient was not finite, which :func:`descend` left out, are counted and not averaged.
         """
-        table = {name: torch.stack([v[name] for v in self.values]).double().cpu() for name in self.values[0]}
+        stacks = torch.stack([torch.stack([v[name] for v in self.values]).double() for name in self.values[0]])
+        table = dict(zip(self.values[0], distributed.mean(stacks).cpu(), strict=True))
         finite = torch.stack([values.isfinite() for values in table.values()]).all(0)
         self.values.clear()
         dropped = int((~finite).sum())
@@ -54,8 +57,9 @@ class Log:
             self._stop(images, cause)
         self._remember(line)
         line = {"images": images, "seconds": round(seconds, 2), **line, **({"dropped": dropped} if dropped else {})}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if distributed.first():
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         self.tell(images, {name: value for name, value in line.items() if name != "images"})
         losses = {name.removeprefix("loss_"): value for name, value in line.items() if name.startswith("loss")}
         return _short(losses) + (f"  {dropped} dropped" if dropped else "")

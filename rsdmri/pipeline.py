@@ -6,6 +6,7 @@ Evaluate and report have modules of their own. Clean references are opened by rs
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from .checkpoints import Description, load_description, load_model, load_weights, save_model
 from .compute import arranged
-from .config import DistillConfig, Experiment, Metric, PretrainConfig
+from .config import DistillConfig, Experiment, Metric, PretrainConfig, to_tree
 from .denoiser import Denoiser, Generator
 from .distillation import Distiller
 from .domain import Domain, Law, Observations
-from .errors import UserError
+from .errors import UsageError, UserError
 from .evaluation import evaluator
 from .files import sha256
 from .generation import Model, is_imported, law_of_run, open_model, read_samples, write_samples
@@ -28,7 +30,7 @@ from .grids import save_grid
 from .metrics.compare import BASIC
 from .objectives import Objective, build_objective
 from .restoring import read_images
-from .runs import device_of, observations_path, open_run, restored_path, write_config
+from .runs import claimed, device_of, observations_path, open_run, restored_path, write_config
 from .selection import Selection, stopped_early
 from .steps import DistillStep, PretrainStep
 from .teachers import copied, find_teacher, require_noise_free, set_checkpointing, with_network_of
@@ -52,11 +54,15 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
     out = out or experiment.folder / "pretrain"
     _require_own(out)
     path = observations_path(experiment)
-    data: Observations = domain.observations(path, experiment)
+    distributed.alike("settings", to_tree(experiment))
+    data: Observations = distributed.together(lambda: domain.observations(path, experiment))
     inputs = {"observations": path}
     if experiment.objective.learns_from == "restored":
         inputs["restored"] = restored_path(experiment)
-        data = read_images(inputs["restored"], data, restored_of(experiment, domain))
+        data = distributed.together(lambda: read_images(inputs["restored"], data, restored_of(experiment, domain)))
+    distributed.alike("data", {str(path): _fingerprint(data)})
+    if distributed.size() > len(data):
+        raise UsageError(f"{path}: {len(data)} samples, and {distributed.size()} processes: start at most one a sample")
     return train_teacher(experiment, domain, data, out, inputs)
 
 
@@ -75,15 +81,16 @@ def train_teacher(
         network=experiment.network,
         objective=experiment.objective,
     )
-    device = device_of(experiment)
+    device = distributed.together(lambda: device_of(experiment))
     denoiser = arranged(_fresh(description, experiment.seed), experiment.compute, device)
     if start is not None:
         load_weights(denoiser, start)
         inputs = {**inputs, "start": start}
-    open_run(out, experiment, ("network", "objective", "pretrain", "data"), inputs, _ends("pretrain", experiment.pretrain))
-    if _finished(out, experiment.pretrain.images):
+    sections = ("network", "objective", "pretrain", "data")
+    distributed.by_first(lambda: open_run(out, experiment, sections, inputs, _ends("pretrain", experiment.pretrain)))
+    if distributed.by_first(lambda: _finished(out, experiment.pretrain.images)):
         return out
-    law.save(out / "operators.h5")
+    distributed.by_first(lambda: law.save(out / "operators.h5"))
     step = PretrainStep(denoiser, objective, data, experiment.pretrain, experiment.seed)
     _train(step, experiment.pretrain, out, experiment, description, "pretrain")
     return out
@@ -93,8 +100,9 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     """Phase II: a one-step generator from a teacher and the law of the corruption; no image is read."""
     out = out or experiment.folder / "distill"
     _require_own(out)
+    distributed.alike("settings", to_tree(experiment))
     run, weights = find_teacher(experiment, domain, teacher)
-    f_phi, described = load_model(run, weights)
+    f_phi, described = distributed.together(lambda: load_model(run, weights))
     if described.role != "teacher":
         raise UserError(f"{run}: holds a {described.role}; a teacher is needed to distil from")
     law = law_of_run(run, described, domain, experiment, check=True)
@@ -113,7 +121,7 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     config = experiment.distill
     if config.space == "image":
         require_noise_free(law)
-    device = device_of(experiment)
+    device = distributed.together(lambda: device_of(experiment))
     f_psi, g = (arranged(copied(f_phi, config.dropout), experiment.compute, device) for _ in range(2))
     f_phi = arranged(f_phi, experiment.compute, device)
     distiller = Distiller(f_phi, f_psi, Generator(g, config.sigma_init), objective, config)
@@ -121,10 +129,12 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     if not is_imported(run):
         inputs["operators"] = run / "operators.h5"
     derived = _ends("distill", config) | ({"evaluate.features": experiment.evaluate.features} if config.select else {})
-    open_run(out, experiment, ("objective", "distill", "data"), inputs, derived)
-    if _finished(out, config.images) or ((out / "model.json").exists() and stopped_early(out, config)):
+    distributed.by_first(lambda: open_run(out, experiment, ("objective", "distill", "data"), inputs, derived))
+    if distributed.by_first(
+        lambda: _finished(out, config.images) or ((out / "model.json").exists() and stopped_early(out, config))
+    ):
         return out
-    law.save(out / "operators.h5")
+    distributed.by_first(lambda: law.save(out / "operators.h5"))
     dtype = torch.complex64 if described.complex_images else torch.float32
     step = DistillStep(distiller, law.to(device), law.thin, described.channels, dtype, config)
     description = Description(**{**vars(described), "role": "generator", "distill": config})
@@ -162,10 +172,14 @@ def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run:
     if run is None:
         raise UserError(f"{experiment.folder}: no finished run to sample from. Make one: {domain.program}pretrain")
     out = out or run
-    model = open_model(run, domain, experiment, device_of(experiment))
+    model = distributed.together(lambda: open_model(run, domain, experiment, device_of(experiment)))
     write_samples(model, out / "samples.h5", "sample")
-    images, _ = read_samples(out / "samples.h5")
-    save_grid(out / "samples.png", domain.display(images[:64], model.law).numpy(), 8)
+
+    def show() -> None:
+        images, _ = read_samples(out / "samples.h5")
+        save_grid(out / "samples.png", domain.display(images[:64], model.law).numpy(), 8)
+
+    distributed.by_first(show)
     return out
 
 
@@ -177,6 +191,12 @@ def load(run: Path | str, domain: Domain, experiment: Experiment, weights: Path 
 def restored_of(experiment: Experiment, domain: Domain) -> dict[str, Any]:
     """What restored images depend on."""
     return {**domain.restoration(experiment), "observations": sha256(observations_path(experiment))}
+
+
+def _fingerprint(data: Observations) -> str:
+    """What tells a data set from another: the names of its samples, and the first of them."""
+    first = [tensor.numpy().tobytes() for tensor in data.batch([0]).tensors()] if len(data) else []
+    return hashlib.sha256(b"\0".join([*(name.encode() for name in data.names), *first])).hexdigest()[:16]
 
 
 def _finished(out: Path, images: int) -> bool:
@@ -217,8 +237,14 @@ def _train(
     stage: str,
     watch: Selection | None = None,
 ) -> None:
-    device, follow = device_of(experiment), partial(followers, experiment, out)
-    average, images = train(step, options, out, seed=experiment.seed, device=device, stage=stage, watch=watch, follow=follow)
-    model: nn.Module = description.build()
-    model.load_state_dict(average if watch is None else watch.selected())
-    save_model(out, model, Description(**{**vars(description), "images": images}))
+    device = device_of(experiment)
+    follow = partial(followers, experiment, out) if distributed.first() else (lambda start: ())
+    with claimed(out):
+        average, images = train(step, options, out, seed=experiment.seed, device=device, stage=stage, watch=watch, follow=follow)
+
+        def save() -> None:
+            model: nn.Module = description.build()
+            model.load_state_dict(average if watch is None else watch.selected())
+            save_model(out, model, Description(**{**vars(description), "images": images}))
+
+        distributed.by_first(save)

@@ -3,18 +3,22 @@
 A run folder holds config.yaml (resolved), provenance.json, metrics.jsonl, model.safetensors + model.json, snapshots/, resume/.
 """
 
+import fcntl
 import json
+import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import distributed
 from .config import Experiment, to_tree
 from .errors import UserError
 from .files import read_json, sha256, write_json, write_text
@@ -54,6 +58,38 @@ def open_run(
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder / "config.yaml", experiment)
     write_json(path, {**provenance(experiment), "settings": kept, "inputs": hashes})
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Within the block no other job trains in ``folder``; the system gives it free whatever ends this one. Of several processes, one asks.
+
+    Raises:
+        UserError: another job does.
+    """
+    with ExitStack() as held:
+        distributed.by_first(lambda: held.enter_context(_locked(folder)))
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with open(folder / "lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            said = f"{folder}: another job is training here ({file.read().strip()})"
+            raise UserError(f"{said}. Wait for it, or choose another place with --out.") from None
+        except OSError:
+            pass  # file systems without locks are left as they are
+        job = os.environ.get("SLURM_JOB_ID")
+        file.truncate(0)
+        file.write(
+            f"process {os.getpid()} on {platform.node()}" + (f", job {job}" if job else "") + time.strftime(", since %F %T\n")
+        )
+        file.flush()
+        yield
 
 
 def with_new_options(settings: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,11 +168,21 @@ def _commit() -> str | None:
 
 
 def device_of(experiment: Experiment) -> torch.device:
-    """The device of an experiment: the first GPU, if there is one and nothing else was asked for."""
-    if experiment.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of an experiment: the GPU of this process, if there is one and nothing else was asked for; that of a lone process is the
+    first one."""
+    name, local = experiment.device, distributed.local_rank()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local is not None:
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local} of this machine (counted from 0) and {torch.cuda.device_count()} GPUs: start one process a GPU, or set"
+                " device to cpu"
+            )
+        torch.cuda.set_device(local)  # where collectives keep their own memory
+        name = f"cuda:{local}"
     try:
-        device = torch.device(experiment.device)
+        device = torch.device(name)
         torch.empty(1, device=device)  # a device can be named and not be there
         return device
     except (RuntimeError, AssertionError) as error:

@@ -18,6 +18,7 @@ from .config import DistillConfig, PretrainConfig
 from .consistency import consistency_loss
 from .denoiser import Denoiser
 from .distillation import Distiller
+from .distributed import Replica
 from .domain import Law, Observations, Size
 from .objectives import Objective, Thin
 from .operators import MaskedOperator
@@ -65,9 +66,11 @@ def draw_size(sizes: Mapping[Size, int], generator: torch.Generator) -> Size:
 
 
 def spread(x: Tensor) -> Tensor:
-    """How much images (B, C, H, W) differ from each other: the root mean square over pixels of their deviation, per real component."""
-    parts = to_channels(x)
-    return parts.var(0, correction=0).mean().sqrt()
+    """How much images (B, C, H, W) differ from each other: the root mean square over pixels of their deviation, per real component.
+
+    Of at least two; without bias, so that the parts of a batch say what the batch says.
+    """
+    return to_channels(x).var(0, correction=1).mean().sqrt()
 
 
 class PretrainStep:
@@ -77,7 +80,7 @@ class PretrainStep:
         self.model = denoiser
         self.objective, self.data, self.config, self.seed = objective, data, config, seed
         self.optimizer = adam(denoiser.parameters(), config.lr, config.betas)
-        self.ahead = Ahead(data)
+        self.ahead, self.replica = Ahead(data), Replica(denoiser)
 
     def __call__(self, images: int, generators: Sequence[PartGenerator]) -> dict[str, Tensor]:
         config = self.config
@@ -85,7 +88,7 @@ class PretrainStep:
         seen = images + config.batch
         set_rate(self.optimizer, config.lr * rise(seen, config.warmup) * fall(seen, config))
         self.ahead.order(self._parts(images, generators) + self._parts(seen, generators))
-        return descend(self.optimizer, self._loss, generators, config.clip, "gradient")
+        return descend(self.optimizer, self._loss, generators, config.clip, "gradient", self.replica)
 
     def _parts(self, images: int, generators: Sequence[PartGenerator]) -> list[Sequence[int]]:
         """The samples of the batch after ``images`` images, a part a generator."""
@@ -151,6 +154,7 @@ class DistillStep:
         self.model = distiller.generator.denoiser
         self.adam_fake = adam(distiller.fake.parameters(), config.lr_fake, config.betas_fake)
         self.adam_generator = adam(self.model.parameters(), config.lr_generator, config.betas_generator)
+        self.replica_fake, self.replica = Replica(distiller.fake), Replica(self.model)
 
     def __call__(self, images: int, generators: Sequence[PartGenerator]) -> dict[str, Tensor]:
         distiller, config = self.distiller, self.config
@@ -162,11 +166,11 @@ class DistillStep:
         if config.divergence != "sds":
             distiller.fake.requires_grad_(True).train()
             self.model.eval()
-            values |= descend(self.adam_fake, self._fake_loss, generators, config.clip_fake, "gradient_fake")
+            values |= descend(self.adam_fake, self._fake_loss, generators, config.clip_fake, "gradient_fake", self.replica_fake)
         distiller.fake.requires_grad_(False).eval()
         self.model.train()
         return values | descend(
-            self.adam_generator, self._generator_loss, generators, config.clip_generator, "gradient_generator"
+            self.adam_generator, self._generator_loss, generators, config.clip_generator, "gradient_generator", self.replica
         )
 
     def _fake_loss(self, generator: PartGenerator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -186,7 +190,7 @@ class DistillStep:
         sigma = noise.karras(u, config.sigma_min, config.sigma_max)
         x_g = distiller.generate(z, condition)
         loss = distiller.compare(x_g, operator, noise_std, sigma, generator).mean()
-        return loss, {"loss_generator": loss, "spread": spread(x_g.detach())}
+        return loss, {"loss_generator": loss} | ({"spread": spread(x_g.detach())} if n > 1 else {})
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Any, Any, Tensor]:
         """Noise, the operator that G is shown, and the operator that measures G's output: never by the mask that G was shown."""

@@ -6,15 +6,19 @@ again by the same command repeats the losses of one that was not.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from .checkpoints import load_resume, save_resume, save_tensors
 from .config import DistillConfig, PretrainConfig
+from .distributed import Replica
+from .errors import UsageError
 from .interrupts import Interrupted, stop_requests
 from .logs import Log
 from .progress import Progress
@@ -107,23 +111,24 @@ def train(
         UserError: the training has gone wrong (:func:`gone_wrong`).
     """
     average = Average(step.model, options.ema, options.ema_ramp)
-    images, seconds = _restore(step, average, folder)
+    parts = parts_of(options.batch, options.parts)
+    images, seconds = distributed.together(lambda: _restore(step, average, folder))
     log = Log(folder / "metrics.jsonl", images, follow(images))
     marks = _snapshot_marks(options.images, options.snapshots)
-    looked = watch.begin(images) if watch is not None else images
+    looked, over = (images, False) if watch is None else distributed.by_first(lambda: (watch.begin(images), watch.over))
     began, saved = time.monotonic() - seconds, _Mark(images)
-    ended = images >= options.images or (watch is not None and watch.over)
+    ended = images >= options.images or over
     with Progress(stage, options.images, "images", start=images) as progress, stop_requests() as request:
         while not ended:
-            parts = [(number, options.parts) for number in range(options.parts)]
             generators = [make_generator(seed, TRAIN_STREAM, images, device=device, part=part) for part in parts]
-            with _global_generator(device, generators[0].initial_seed()):
+            with _global_generator(device, generators[0].initial_seed() + distributed.rank()):
                 values = step(images, generators)
             before, images = images, images + options.batch
             average.update(step.model, images, options.batch)
             log.add(values)
             if any(before < mark <= images for mark in marks):
-                save_tensors(folder / "snapshots" / f"images_{images:012d}.safetensors", average.values)
+                path = folder / "snapshots" / f"images_{images:012d}.safetensors"
+                distributed.by_first(lambda path=path: save_tensors(path, average.values))  # type: ignore[misc]
             ended = images >= options.images
             if not (ended or before // options.log < images // options.log):
                 progress.update(images, progress.note)
@@ -132,19 +137,29 @@ def train(
             progress.update(images, log.write(images, seconds))
             looks = watch is not None and (ended or images - looked >= watch.every)
             if watch is not None and looks:
-                stopped, seen = watch(images, seconds, average.values)
+                stopped, seen = distributed.by_first(partial(watch, images, seconds, average.values))
                 progress.update(images, log.tell(images, seen))
                 began, looked, ended = time.monotonic() - seconds, images, ended or stopped
-            # Only here, where the log's sums are empty: a checkpoint need not hold them.
-            if ended or looks or request.signal or saved.due(images, options):
+            # Only here, where the log's sums are empty: a checkpoint need not hold them. A signal to one process is one to all; clocks
+            # differ, and the first one's decides.
+            said = distributed.told((request.signal, saved.due(images, options)))
+            signal = next((name for name, _ in said if name), "")
+            if ended or looks or signal or said[0][1]:
                 state = {"step": step.state_dict(), "average": dict(average.values)}
-                save_resume(folder, state, {"images": images, "seconds": seconds})
+                progressed = {"images": images, "seconds": seconds}
+                distributed.by_first(partial(save_resume, folder, state, progressed))
                 saved = _Mark(images)
-            if request.signal and not ended:
-                raise Interrupted(
-                    f"{stage}: {request.signal} came; stopped after {images} images, all kept. The same command goes on."
-                )
+            if signal and not ended:
+                raise Interrupted(f"{stage}: {signal} came; stopped after {images} images, all kept. The same command goes on.")
     return average.values, images
+
+
+def parts_of(batch: int, parts: int) -> list[tuple[int, int]]:
+    """The parts of a batch that are this process's, each a number and how many there are, of which every process has ``parts``."""
+    count = distributed.size() * parts
+    if batch % count:
+        raise UsageError(f"batch {batch} must be divisible by {distributed.size()} processes times {parts} parts")
+    return [(distributed.rank() * parts + number, count) for number in range(parts)]
 
 
 class _Mark:
@@ -206,17 +221,20 @@ def descend(
     generators: Sequence[PartGenerator],
     clip: float,
     name: str,
+    replica: Replica | None = None,
 ) -> dict[str, Tensor]:
     """One step down the gradient of the mean of ``loss`` over the parts of a batch, of which one at a time is in memory.
 
     ``optimizer`` is a fused one. ``loss`` gives the mean over a part's images, and scalars for the log. Returns their means, and under
-    ``name`` the norm of the gradient before it was clipped. If that is not finite there is no step: one broken batch is left out.
+    ``name`` the norm of the gradient, with a ``replica`` that of all processes, before it was clipped. If that is not finite there is no
+    step: one broken batch is left out.
     """
     optimizer.zero_grad(set_to_none=True)
     found = []
-    for generator in generators:
-        value, said = loss(generator)
-        (value / len(generators)).backward()
+    for number, generator in enumerate(generators, 1):
+        with replica.training(number == len(generators)) if replica else nullcontext():
+            value, said = loss(generator)
+            (value / len(generators)).backward()
         found.append({key: scalar.detach() for key, scalar in said.items()})
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))

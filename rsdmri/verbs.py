@@ -128,6 +128,7 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
             pretrain,
             "--config mine.yaml --pretrain.lr 2e-4",
             "pretrain",
+            shared=True,
         ),
         "distill": Command(
             "Phase II: distil the teacher into a one-step generator.",
@@ -135,6 +136,7 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
             distill,
             "--config mine.yaml --teacher runs/mine/pretrain",
             "distill",
+            shared=True,
         ),
         "em": Command(
             "A rival: EM-Diffusion, from a few clean images and the corrupted observations.",
@@ -149,6 +151,7 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
             sample,
             "--config mine.yaml --sample.n 1000",
             "the folder of the run, by default distill, else pretrain",
+            shared=True,
         ),
         "evaluate": Command(
             "Measure observations, teacher and generator, with and without references.",
