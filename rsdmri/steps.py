@@ -80,7 +80,7 @@ class PretrainStep:
         self.model = denoiser
         self.objective, self.data, self.config, self.seed = objective, data, config, seed
         self.optimizer = adam(denoiser.parameters(), config.lr, config.betas)
-        self.ahead, self.replica = Ahead(data), Replica(denoiser)
+        self.ahead, self.replica = Ahead(data, next(denoiser.parameters()).device), Replica(denoiser)
 
     def __call__(self, images: int, generators: Sequence[PartGenerator]) -> dict[str, Tensor]:
         config = self.config
@@ -98,7 +98,7 @@ class PretrainStep:
 
     def _loss(self, generator: PartGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         """Of one part of the batch, the mean over its images; and what the log says of it."""
-        obs = self.ahead.next(generator.device)
+        obs = self.ahead.next()
         sigma = self.objective.levels(obs.noise_std, generator)
         loss = self.objective.loss(self.model, obs, sigma, generator, augment=self.config.augment).mean()
         values = {"loss": loss}

@@ -144,24 +144,25 @@ class Numbered:
         return Observation(y, Identity(torch.zeros(len(indices))), torch.zeros(len(indices)))
 
 
-def test_batches_are_read_ahead_once_and_in_order():
+@pytest.mark.parametrize("threaded", [False, True])
+def test_batches_are_read_ahead_once_and_in_order(threaded):
     data = Numbered()
-    ahead = Ahead(data)
+    ahead = Ahead(data, CPU, threaded)
     batches = np.arange(12).reshape(6, 2).tolist()  # three batches of two parts
     for k in range(3):
         ahead.order(batches[2 * k : 2 * k + 4])
         for part in range(2):
-            assert ahead.next(CPU).y.flatten().tolist() == batches[2 * k + part]
+            assert ahead.next().y.flatten().tolist() == batches[2 * k + part]
     assert data.read == batches
 
 
 def test_another_order_is_followed():
     """A run that goes on elsewhere than was foreseen gets what it asks for."""
-    ahead = Ahead(Numbered())
+    ahead = Ahead(Numbered(), CPU, True)
     ahead.order([[0, 1], [2, 3]])
-    ahead.next(CPU)
+    ahead.next()
     ahead.order([[6, 7], [8, 9]])
-    assert ahead.next(CPU).y.flatten().tolist() == [6, 7]
+    assert ahead.next().y.flatten().tolist() == [6, 7]
 
 
 def test_what_cannot_be_read_says_so_when_it_is_asked_for():
@@ -169,7 +170,7 @@ def test_what_cannot_be_read_says_so_when_it_is_asked_for():
         def batch(self, indices):
             raise OSError("torn file")
 
-    ahead = Ahead(Broken())
+    ahead = Ahead(Broken(), CPU, True)
     ahead.order([[0]])
     with pytest.raises(OSError, match="torn file"):
-        ahead.next(CPU)
+        ahead.next()
