@@ -108,9 +108,9 @@ def run(application: Application, arguments: Sequence[str], verb: str | None = N
 
 
 def _said_by_another(error: UserError) -> bool:
-    """Whether another process of the same work says what is wrong: all read the same command line."""
+    """Whether another process of the same work says what is wrong."""
     place = place_of(os.environ)
-    return isinstance(error, Elsewhere) or (isinstance(error, UsageError) and place is not None and not place.first)
+    return isinstance(error, Elsewhere) or (place is not None and not place.first and not error.of_one)
 
 
 def _leave(code: int) -> None:

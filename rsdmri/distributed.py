@@ -44,9 +44,11 @@ def joined(place: Place) -> Iterator[None]:
     try:
         dist.init_process_group(backend, init_method=where, rank=place.rank, world_size=place.size)
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"process {place.rank} of {place.size} cannot reach the first one at {place.address}:{place.port} ({error})"
-        ) from None
+        lonely = UserError(
+            f"process {place.rank} of {place.size} cannot reach the others at {place.address}:{place.port} ({error}). Were all started?"
+        )
+        lonely.of_one = True
+        raise lonely from None
     _place, _control = place, dist.new_group(backend="gloo", timeout=WAITING)
     try:
         with ExitStack() as quiet:
@@ -164,6 +166,8 @@ def _raise_together(error: BaseException | None) -> None:
         return
     failed = [number for number, sad in enumerate(told(error is not None)) if sad]
     if failed and error is not None and failed[0] == rank():
+        if isinstance(error, UserError):
+            error.of_one = True
         raise error
     if failed:
         raise Elsewhere(f"process {rank()}: process {failed[0]} has failed")
