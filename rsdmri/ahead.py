@@ -27,6 +27,8 @@ class Ahead:
         """The samples of the next batches, one after the other; what was ordered before and is still the same is not read again."""
         wanted = [list(batch) for batch in batches]
         if [samples for samples, _ in self.waiting] != wanted[: len(self.waiting)]:
+            for _, future in self.waiting:
+                _ = future is not None and future.cancel()
             self.waiting.clear()
         for samples in wanted[len(self.waiting) :]:
             self.waiting.append((samples, self.reader.submit(self._read, samples) if self.threaded else None))

@@ -87,8 +87,8 @@ def run(application: Application, arguments: Sequence[str], verb: str | None = N
         atexit.register(_leave, error.exit_code)
         return error.exit_code
     except UserError as error:
-        if not _said_by_another(error):
-            print(f"error: {error}", file=sys.stderr)
+        if not isinstance(error, Elsewhere):
+            print(f"{_speaker()}error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # what the system says about a file or a folder is the user's to mend
         if error.errno is None:
@@ -98,8 +98,7 @@ def run(application: Application, arguments: Sequence[str], verb: str | None = N
         )
         return 1
     except Interrupted as stop:
-        place = place_of(os.environ)
-        if place is None or place.first:
+        if not _speaker():
             print(stop, file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
@@ -107,10 +106,10 @@ def run(application: Application, arguments: Sequence[str], verb: str | None = N
         return 130
 
 
-def _said_by_another(error: UserError) -> bool:
-    """Whether another process of the same work says what is wrong."""
+def _speaker() -> str:
+    """Which of several processes says what follows; nothing of the first one, or of one alone."""
     place = place_of(os.environ)
-    return isinstance(error, Elsewhere) or (place is not None and not place.first and not error.of_one)
+    return "" if place is None or place.first else f"process {place.rank}: "
 
 
 def _leave(code: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from . import distributed
 from .config import ComputeConfig
 from .denoiser import Denoiser
 from .errors import UserError
@@ -25,6 +26,8 @@ def arranged(denoiser: Denoiser, config: ComputeConfig, device: torch.device) ->
     if config.compile != "none":
         if config.compile == "graphs" and device.type != "cuda":
             raise UserError("compute.compile 'graphs' needs a GPU, and the device is the CPU. Use 'default' or 'none'.")
+        if config.compile == "graphs" and distributed.size() > 1:
+            raise UserError("compute.compile 'graphs' is for one process. Use 'default' or 'none'.")
         denoiser.network.compile(mode=MODES[config.compile])
     return denoiser
 

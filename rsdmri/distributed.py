@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 WAITING = timedelta(days=2)  # for the first process while it evaluates or writes: no collective of the GPUs is open meanwhile
 #: How collectives say that another process is gone.
-GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Socket Timeout", "NCCL")
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "ncclRemoteError")
 
 
 _place: Place | None = None
@@ -38,18 +38,15 @@ def joined(place: Place) -> Iterator[None]:
     """Within the block this process is one of ``place.size``. Only the first one is heard, but for errors that are another's own."""
     global _place, _control
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    where = f"tcp://{place.address}:{place.port}"
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        where = "env://"  # torchrun keeps the store itself
+    # torchrun keeps the store, where processes meet, itself.
+    where = "env://" if "TORCHELASTIC_RUN_ID" in os.environ else f"tcp://{place.address}:{place.port}"
     try:
         dist.init_process_group(backend, init_method=where, rank=place.rank, world_size=place.size)
+        control = dist.new_group(backend="gloo", timeout=WAITING)
     except (RuntimeError, ValueError) as error:
-        lonely = UserError(
-            f"process {place.rank} of {place.size} cannot reach the others at {place.address}:{place.port} ({error}). Were all started?"
-        )
-        lonely.of_one = True
-        raise lonely from None
-    _place, _control = place, dist.new_group(backend="gloo", timeout=WAITING)
+        lost = f"process {place.rank} of {place.size} cannot reach the others at {place.address}:{place.port} ({error})"
+        raise UserError(f"{lost}. Were all started?") from None
+    _place, _control = place, control
     try:
         with ExitStack() as quiet:
             if not place.first:
@@ -58,14 +55,14 @@ def joined(place: Place) -> Iterator[None]:
                 quiet.enter_context(redirect_stderr(nowhere))
             yield
         dist.barrier(group=_control)  # nobody leaves while another still listens
+        dist.destroy_process_group()  # after an error it could wait for others for ever: then the end of the process closes everything
     except RuntimeError as error:
         if not any(sign in str(error) for sign in GONE):
             raise
-        message = f"another process has ended, {place.size} were started: what it said last is in its own output. What was saved is kept."
-        raise (UserError if place.first else Elsewhere)(message) from None
+        message = f"another of {place.size} processes has ended ({str(error).splitlines()[0]}). What was saved is kept."
+        raise UserError(message) from None
     finally:
         _place, _control = None, None
-        dist.destroy_process_group()
 
 
 def size() -> int:
@@ -166,8 +163,6 @@ def _raise_together(error: BaseException | None) -> None:
         return
     failed = [number for number, sad in enumerate(told(error is not None)) if sad]
     if failed and error is not None and failed[0] == rank():
-        if isinstance(error, UserError):
-            error.of_one = True
         raise error
     if failed:
         raise Elsewhere(f"process {rank()}: process {failed[0]} has failed")

@@ -12,8 +12,6 @@ class UserError(Exception):
     """Something is wrong with a file, an option or a run: says what was found, what was expected and what to do."""
 
     exit_code = 1
-    #: Of several processes of the same work: whether this one alone met it. Others are met by all, and the first one says them.
-    of_one = False
 
 
 class UsageError(UserError):

@@ -154,6 +154,7 @@ def _write(path: Path, stack: Image, seeds: Sequence[int], seconds: float, model
         file["seeds"] = np.array(seeds, np.int64)
         batch, role = model.experiment.sample.batch, model.description.role
         file.attrs.update(seconds_per_image=seconds, network_calls=model.calls, role=role, batch=batch)
+        file.attrs["processes"] = distributed.size()
         file.attrs["run"] = str(model.run.resolve())
 
 

@@ -56,7 +56,7 @@ def _slurm(environment: Mapping[str, str]) -> Place | None:
 
 
 def first_node(nodes: str) -> str:
-    """The first of SLURM's list of nodes: ``gpu-07`` of ``gpu-[07-09,12],login``, as ``scontrol show hostnames`` has it."""
+    """The first of SLURM's list of nodes: ``gpu-07`` of ``gpu-[07-09,12],login``. Of names with several brackets MASTER_ADDR must tell."""
     match = re.match(r"([^\[,]*)(?:\[([^\]]*)\]([^,\[]*))?", nodes)
     if match is None:
         return ""

@@ -36,7 +36,7 @@ from .steps import DistillStep, PretrainStep
 from .teachers import copied, find_teacher, require_noise_free, set_checkpointing, with_network_of
 from .tensors import Image, make_generator
 from .tracking import followers
-from .training import Step, train
+from .training import Step, parts_of, train
 
 INIT_STREAM = 8  # the purpose of the generator of fresh weights
 
@@ -52,18 +52,25 @@ def prepare(experiment: Experiment, domain: Domain, out: Path | None = None) -> 
 def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
     """Phase I: a teacher from observations, or from what was restored of them."""
     out = out or experiment.folder / "pretrain"
-    _require_own(out)
-    path = observations_path(experiment)
+    data, inputs = distributed.together(lambda: _learned_from(experiment, domain, out))
     distributed.alike("settings", to_tree(experiment))
-    data: Observations = distributed.together(lambda: domain.observations(path, experiment))
-    inputs = {"observations": path}
-    if experiment.objective.learns_from == "restored":
-        inputs["restored"] = restored_path(experiment)
-        data = distributed.together(lambda: read_images(inputs["restored"], data, restored_of(experiment, domain)))
-    distributed.alike("data", {str(path): _fingerprint(data)})
+    distributed.alike("data", {str(inputs["observations"]): _fingerprint(data)})
+    return train_teacher(experiment, domain, data, out, inputs)
+
+
+def _learned_from(experiment: Experiment, domain: Domain, out: Path) -> tuple[Observations, dict[str, Path]]:
+    """The data of a teacher, and the files that they are in."""
+    _require_own(out)
+    parts_of(experiment.pretrain.batch, experiment.pretrain.parts)
+    path = observations_path(experiment)
+    data: Observations = domain.observations(path, experiment)
     if distributed.size() > len(data):
         raise UsageError(f"{path}: {len(data)} samples, and {distributed.size()} processes: start at most one a sample")
-    return train_teacher(experiment, domain, data, out, inputs)
+    if experiment.objective.learns_from != "restored":
+        return data, {"observations": path}
+    restored = restored_path(experiment)
+    images = read_images(restored, data, restored_of(experiment, domain))
+    return images, {"observations": path, "restored": restored}
 
 
 def train_teacher(
@@ -71,38 +78,78 @@ def train_teacher(
 ) -> Path:
     """A teacher of a data set that was made of ``inputs``; ``start`` are weights to begin with."""
     law = data.law()
-    objective = _objective(experiment, law)
-    description = Description(
-        role="teacher",
-        channels=domain.channels,
-        size=next(iter(data.buckets)),
-        complex_images=domain.complex_images,
-        masked=objective.masked,
-        network=experiment.network,
-        objective=experiment.objective,
-    )
-    device = distributed.together(lambda: device_of(experiment))
-    denoiser = arranged(_fresh(description, experiment.seed), experiment.compute, device)
-    if start is not None:
-        load_weights(denoiser, start)
-        inputs = {**inputs, "start": start}
     sections = ("network", "objective", "pretrain", "data")
-    distributed.by_first(lambda: open_run(out, experiment, sections, inputs, _ends("pretrain", experiment.pretrain)))
-    if distributed.by_first(lambda: _finished(out, experiment.pretrain.images)):
-        return out
-    distributed.by_first(lambda: law.save(out / "operators.h5"))
-    step = PretrainStep(denoiser, objective, data, experiment.pretrain, experiment.seed)
-    _train(step, experiment.pretrain, out, experiment, description, "pretrain")
+    if start is not None:
+        inputs = {**inputs, "start": start}
+
+    def made() -> tuple[Denoiser, Objective, Description]:
+        objective = _objective(experiment, law)
+        description = Description(
+            role="teacher",
+            channels=domain.channels,
+            size=next(iter(data.buckets)),
+            complex_images=domain.complex_images,
+            masked=objective.masked,
+            network=experiment.network,
+            objective=experiment.objective,
+        )
+        denoiser = arranged(_fresh(description, experiment.seed), experiment.compute, device_of(experiment))
+        if start is not None:
+            load_weights(denoiser, start)
+        return denoiser, objective, description
+
+    denoiser, objective, description = distributed.together(made)
+    step = PretrainStep(
+        denoiser, objective, data, experiment.pretrain, experiment.seed
+    )  # replicas talk to each other: all or none
+    with claimed(out):
+        distributed.by_first(lambda: open_run(out, experiment, sections, inputs, _ends("pretrain", experiment.pretrain)))
+        if distributed.by_first(lambda: _finished(out, experiment.pretrain.images)):
+            return out
+        distributed.by_first(lambda: law.save(out / "operators.h5"))
+        _train(step, experiment.pretrain, out, experiment, description, "pretrain")
     return out
 
 
 def distill(experiment: Experiment, domain: Domain, out: Path | None = None, teacher: Path | None = None) -> Path:
     """Phase II: a one-step generator from a teacher and the law of the corruption; no image is read."""
     out = out or experiment.folder / "distill"
-    _require_own(out)
+    work = distributed.together(lambda: _distillation(experiment, domain, out, teacher))
     distributed.alike("settings", to_tree(experiment))
+    distributed.alike("inputs", {name: sha256(path) for name, path in work.inputs.items()})
+    experiment, config = work.experiment, experiment.distill
+    dtype = torch.complex64 if work.description.complex_images else torch.float32
+    law, channels = work.law.to(work.device), work.description.channels
+    step = DistillStep(work.distiller, law, law.thin, channels, dtype, config)  # here, not while one may fail: replicas talk
+    derived = _ends("distill", config) | ({"evaluate.features": experiment.evaluate.features} if config.select else {})
+    with claimed(out):
+        distributed.by_first(lambda: open_run(out, experiment, ("objective", "distill", "data"), work.inputs, derived))
+        if distributed.by_first(lambda: _finished(out, config.images) or _stopped_early(out, config)):
+            return out
+        distributed.by_first(lambda: work.law.save(out / "operators.h5"))
+        _train(step, config, out, experiment, work.description, "distill", work.watch)
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class _Distillation:
+    """What a distillation is made of; ``experiment`` has the network of its teacher."""
+
+    experiment: Experiment
+    distiller: Distiller
+    device: torch.device
+    law: Law
+    description: Description
+    inputs: Mapping[str, Path]
+    watch: Selection | None
+
+
+def _distillation(experiment: Experiment, domain: Domain, out: Path, teacher: Path | None) -> _Distillation:
+    _require_own(out)
+    config = experiment.distill
+    parts_of(config.batch, config.parts)
     run, weights = find_teacher(experiment, domain, teacher)
-    f_phi, described = distributed.together(lambda: load_model(run, weights))
+    f_phi, described = load_model(run, weights)
     if described.role != "teacher":
         raise UserError(f"{run}: holds a {described.role}; a teacher is needed to distil from")
     law = law_of_run(run, described, domain, experiment, check=True)
@@ -118,32 +165,26 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     experiment = with_network_of(run, described, experiment)
     set_checkpointing(f_phi, experiment.network.checkpointing)
     objective = _objective(experiment, law)
-    config = experiment.distill
     if config.space == "image":
         require_noise_free(law)
-    device = distributed.together(lambda: device_of(experiment))
+    device = device_of(experiment)
     f_psi, g = (arranged(copied(f_phi, config.dropout), experiment.compute, device) for _ in range(2))
     f_phi = arranged(f_phi, experiment.compute, device)
     distiller = Distiller(f_phi, f_psi, Generator(g, config.sigma_init), objective, config)
     inputs = {"teacher": weights or run / "model.safetensors"}
     if not is_imported(run):
         inputs["operators"] = run / "operators.h5"
-    derived = _ends("distill", config) | ({"evaluate.features": experiment.evaluate.features} if config.select else {})
-    distributed.by_first(lambda: open_run(out, experiment, ("objective", "distill", "data"), inputs, derived))
-    if distributed.by_first(
-        lambda: _finished(out, config.images) or ((out / "model.json").exists() and stopped_early(out, config))
-    ):
-        return out
-    distributed.by_first(lambda: law.save(out / "operators.h5"))
-    dtype = torch.complex64 if described.complex_images else torch.float32
-    step = DistillStep(distiller, law.to(device), law.thin, described.channels, dtype, config)
     description = Description(**{**vars(described), "role": "generator", "distill": config})
     watch = None
     if config.select:
         teacher_model = Model(run, f_phi, described, law, experiment, device)
         watch = _selection(experiment, domain, out, teacher_model, description)
-    _train(step, config, out, experiment, description, "distill", watch)
-    return out
+    return _Distillation(experiment, distiller, device, law, description, inputs, watch)
+
+
+def _stopped_early(out: Path, config: DistillConfig) -> bool:
+    """Whether a finished run ended by its patience."""
+    return (out / "model.json").exists() and stopped_early(out, config)
 
 
 def _selection(experiment: Experiment, domain: Domain, out: Path, teacher: Model, description: Description) -> Selection:
@@ -166,13 +207,19 @@ def _selection(experiment: Experiment, domain: Domain, out: Path, teacher: Model
 
 def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run: Path | None = None) -> Path:
     """Images of a run into samples.h5 and samples.png in its folder."""
-    run = run or next(
-        (f for f in (experiment.folder / "distill", experiment.folder / "pretrain") if (f / "model.json").exists()), None
-    )
-    if run is None:
-        raise UserError(f"{experiment.folder}: no finished run to sample from. Make one: {domain.program}pretrain")
-    out = out or run
-    model = distributed.together(lambda: open_model(run, domain, experiment, device_of(experiment)))
+
+    def opened() -> Model:
+        found = run or next(
+            (f for f in (experiment.folder / "distill", experiment.folder / "pretrain") if (f / "model.json").exists()), None
+        )
+        if found is None:
+            raise UserError(f"{experiment.folder}: no finished run to sample from. Make one: {domain.program}pretrain")
+        return open_model(found, domain, experiment, device_of(experiment))
+
+    model = distributed.together(opened)
+    distributed.alike("settings", to_tree(experiment))
+    distributed.alike("models", {str(model.run): sha256(model.run / "model.safetensors")})
+    out = out or model.run
     write_samples(model, out / "samples.h5", "sample")
 
     def show() -> None:
@@ -239,12 +286,11 @@ def _train(
 ) -> None:
     device = device_of(experiment)
     follow = partial(followers, experiment, out) if distributed.first() else (lambda start: ())
-    with claimed(out):
-        average, images = train(step, options, out, seed=experiment.seed, device=device, stage=stage, watch=watch, follow=follow)
+    average, images = train(step, options, out, seed=experiment.seed, device=device, stage=stage, watch=watch, follow=follow)
 
-        def save() -> None:
-            model: nn.Module = description.build()
-            model.load_state_dict(average if watch is None else watch.selected())
-            save_model(out, model, Description(**{**vars(description), "images": images}))
+    def save() -> None:
+        model: nn.Module = description.build()
+        model.load_state_dict(average if watch is None else watch.selected())
+        save_model(out, model, Description(**{**vars(description), "images": images}))
 
-        distributed.by_first(save)
+    distributed.by_first(save)

@@ -1,6 +1,6 @@
 """Run folders: what was asked for, with what, and whether the same command may go on in them.
 
-A run folder holds config.yaml (resolved), provenance.json, metrics.jsonl, model.safetensors + model.json, snapshots/, resume/.
+A run folder holds config.yaml (resolved), provenance.json, metrics.jsonl, model.safetensors + model.json, snapshots/, resume/, lock.
 """
 
 import fcntl
@@ -74,6 +74,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,14 +174,16 @@ def device_of(experiment: Experiment) -> torch.device:
     name, local = experiment.device, distributed.local_rank()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and local is not None:
-        if local >= torch.cuda.device_count():
+    if local is not None and name.startswith("cuda"):
+        count = torch.cuda.device_count()
+        number = 0 if count == 1 else local  # a scheduler may show each process its own GPU alone
+        if name != "cuda" or number >= count:
             raise UserError(
-                f"process {local} of this machine (counted from 0) and {torch.cuda.device_count()} GPUs: start one process a GPU, or set"
-                " device to cpu"
+                f"device '{experiment.device}', process {local} of this machine (counted from 0) and {count} GPUs: start one process a"
+                " GPU and leave device as it is, or set it to cpu"
             )
-        torch.cuda.set_device(local)  # where collectives keep their own memory
-        name = f"cuda:{local}"
+        torch.cuda.set_device(number)  # where collectives keep their own memory
+        name = f"cuda:{number}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)  # a device can be named and not be there

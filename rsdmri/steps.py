@@ -87,7 +87,8 @@ class PretrainStep:
         self.model.train()
         seen = images + config.batch
         set_rate(self.optimizer, config.lr * rise(seen, config.warmup) * fall(seen, config))
-        self.ahead.order(self._parts(images, generators) + self._parts(seen, generators))
+        following = self._parts(seen, generators) if self.ahead.threaded else []
+        self.ahead.order(self._parts(images, generators) + following)
         return descend(self.optimizer, self._loss, generators, config.clip, "gradient", self.replica)
 
     def _parts(self, images: int, generators: Sequence[PartGenerator]) -> list[Sequence[int]]:
@@ -182,7 +183,7 @@ class DistillStep:
         return loss, {"loss_fake": loss}
 
     def _generator_loss(self, generator: PartGenerator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same for the generator; ``spread`` is that of the part's images."""
+        """The same for the generator; ``spread`` is that of the part's images, and missing where a part is one image."""
         distiller, config = self.distiller, self.config
         n = part_size(config.batch, generator)
         z, condition, operator, noise_std = self.draw(n, generator)

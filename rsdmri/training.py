@@ -113,7 +113,8 @@ def train(
     average = Average(step.model, options.ema, options.ema_ramp)
     parts = parts_of(options.batch, options.parts)
     images, seconds = distributed.together(lambda: _restore(step, average, folder))
-    log = Log(folder / "metrics.jsonl", images, follow(images))
+    distributed.alike("checkpoints", {str(folder / "resume"): images})
+    log = distributed.together(lambda: Log(folder / "metrics.jsonl", images, follow(images)))
     marks = _snapshot_marks(options.images, options.snapshots)
     looked, over = (images, False) if watch is None else distributed.by_first(lambda: (watch.begin(images), watch.over))
     began, saved = time.monotonic() - seconds, _Mark(images)
@@ -134,7 +135,7 @@ def train(
                 progress.update(images, progress.note)
                 continue
             seconds = time.monotonic() - began
-            progress.update(images, log.write(images, seconds))
+            progress.update(images, distributed.together(partial(log.write, images, seconds)))
             looks = watch is not None and (ended or images - looked >= watch.every)
             if watch is not None and looks:
                 stopped, seen = distributed.by_first(partial(watch, images, seconds, average.values))
@@ -213,6 +214,10 @@ def load_adam_state(optimizer: torch.optim.Optimizer, moments: dict[str, Any]) -
     state = optimizer.state_dict()
     state["state"] = {int(number): values for number, values in moments.items()}
     optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:  # a fused kernel walks over weights and moments alike: both in one layout
+                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def descend(

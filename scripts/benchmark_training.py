@@ -11,6 +11,7 @@ computing one after the other, each alone or joined by commas. Writes JSON with 
 
 import argparse
 import dataclasses
+import itertools
 import json
 import resource
 import sys
@@ -172,6 +173,7 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
     distiller = Distiller(f_phi, f_psi, Generator(g, 2.5), objective, dataclasses.replace(experiment.distill, batch=batch))
     distill = DistillStep(distiller, law.to(device), law.thin, channels, dtype, distiller.config)
     generators = [make_generator(0, device=device)]
+    seen = itertools.count(0, batch)  # what was read ahead is then what comes next
     average = Average(denoiser, 1e5, 0.05)
     alone = Networks(arrange(copied(denoiser, None)), size, batch, device)
     forward, train, through = (timed(f, device, repeats) for f in (alone.sample, alone.train, alone.through))
@@ -201,7 +203,7 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
 
     stages: Mapping[str, tuple[Callable[[], Any], float]] = {
         "data": (lambda: data.batch(range(batch)).to(device), 0.0),
-        "teacher step": (lambda: pretrain(0, generators), train),
+        "teacher step": (lambda: pretrain(next(seen), generators), train),
         "fake step": (fake, forward + train),
         "generator step": (generator, train + 2 * through),
         "average of weights": (lambda: average.update(denoiser, 1000, batch), 0.0),
@@ -303,9 +305,9 @@ def main() -> int:
                 raise
             print(f"{lever}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr, flush=True)
             results.append({"lever": lever, "error": f"{type(error).__name__}: {error}"})
-            continue
-        results.append({"lever": lever, **found})
-        print(table(results[-1]), flush=True)
+        else:
+            results.append({"lever": lever, **found})
+            print(table(results[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0

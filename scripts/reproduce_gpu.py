@@ -67,7 +67,8 @@ def experiment_of(row: str, seed: int, options: argparse.Namespace) -> tuple[Exp
 
 def make_scans(options: argparse.Namespace) -> None:
     """K-space of the slices seen by measured coils, a file a scan, and the coil maps; what is there is not made again."""
-    if (options.runs / "maps").exists():
+    made = [len(list((options.runs / name).glob("*.h5"))) for name in ("scans", "maps")]
+    if made[0] == made[1] > 0:
         return
     arrays = np.load(options.slices)
     parts = [arrays[f"train_{name}"].astype(str) for name in ("subject", "study", "contrast")]

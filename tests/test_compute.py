@@ -15,7 +15,7 @@ from rsdmri.errors import UserError
 from rsdmri.observations import Observation
 from rsdmri.operators import Identity
 from rsdmri.tensors import make_generator
-from rsdmri.training import descend
+from rsdmri.training import adam_state, descend, load_adam_state
 
 CPU = torch.device("cpu")
 
@@ -117,6 +117,33 @@ def test_a_broken_step_leaves_weights_and_moments_as_they_were():
     assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
     descend(optimizer, loss(1.0), [make_generator(0)], 1.0, "gradient")
     assert not any(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_moments_are_loaded_in_the_layout_of_their_weights(channels_last):
+    """A fused kernel walks over memory: with another layout it would pair weights with the moments of others."""
+    model = nn.Conv2d(4, 12, 3)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+
+    def run(optimizer, steps):
+        for step in steps:
+            optimizer.zero_grad()
+            x = torch.randn(2, 4, 8, 8, generator=make_generator(step))
+            model(x).square().mean().backward()
+            optimizer.step()
+        return model.weight.detach().clone()
+
+    first = adam(model.parameters(), 0.01, (0.9, 0.999))
+    run(first, range(3))
+    # As a checkpoint holds them: contiguous.
+    before = {k: {n: v.clone(memory_format=torch.contiguous_format) for n, v in m.items()} for k, m in adam_state(first).items()}
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = run(first, range(3, 6))
+    model.load_state_dict(weights)
+    again = adam(model.parameters(), 0.01, (0.9, 0.999))
+    load_adam_state(again, before)
+    assert torch.allclose(run(again, range(3, 6)), expected, rtol=1e-12, atol=0)
 
 
 def test_fused_adam_is_adam():

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,12 +16,14 @@ import numpy as np
 import pytest
 from commands import run_command
 
+from rsdmri.checkpoints import load_tensors, save_tensors
 from rsdmri.logs import read_log
 from rsdmri.mri.__main__ import APPLICATION
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
 OPTIONS = {
+    "device": "cpu",
     "data.accel": 2,
     "data.acs": 2,
     "data.noise-std": 0,
@@ -216,7 +219,7 @@ def test_a_killed_process_ends_the_others_and_what_was_saved_is_kept(scans, tmp_
     processes[1].send_signal(signal.SIGKILL)
     codes, said = finish(processes)
     assert codes == [1, -signal.SIGKILL], said
-    assert "another process has ended" in said[0][1] and "Traceback" not in said[0][1]
+    assert "another of 2 processes has ended" in said[0][1] and "Traceback" not in said[0][1]
     saved = max((runs / "x/pretrain/resume").glob("step_*")).name
     alone(line(scans, "pretrain", runs, pretrain__images=int(saved.removeprefix("step_")) + 8, pretrain__log=8))
 
@@ -266,6 +269,7 @@ def test_what_cannot_be_divided_is_refused(scans, tmp_path):
     runs = prepared(scans, tmp_path)
     found = refused(line(scans, "pretrain", runs, pretrain__batch=9))
     assert "batch 9 must be divisible by 2 processes" in found
+    assert not (runs / "x/pretrain").exists()  # the corrected command is a new one
 
 
 @pytest.mark.slow
@@ -288,3 +292,29 @@ def test_a_missing_file_of_one_process_ends_all(scans, tmp_path):
     folders[1].mkdir()
     prepared(scans, folders[0] / "runs")
     assert "observations.h5: no such file" in refused(line(scans, "pretrain", "runs"), folders=folders)
+
+
+@pytest.mark.slow
+def test_another_checkpoint_of_one_process_ends_all(scans, one, tmp_path):
+    """Folders that are not shared: one process would go on where the other begins."""
+    folders = (tmp_path / "one", tmp_path / "other")
+    for folder in folders:
+        prepared(scans, folder / "runs")
+    shutil.copytree(
+        one / "x/pretrain", folders[0] / "runs/x/pretrain", ignore=shutil.ignore_patterns("model.*", "provenance.json")
+    )
+    words = line(scans, "pretrain", "runs", pretrain__images=320)
+    assert "the checkpoints of process 1 are not those of process 0" in refused(words, folders=folders)
+
+
+@pytest.mark.slow
+def test_another_teacher_of_one_process_ends_all(scans, one, tmp_path):
+    folders = (tmp_path / "one", tmp_path / "other")
+    for folder in folders:
+        shutil.copytree(one, folder / "runs")
+    weights = folders[1] / "runs/x/pretrain/model.safetensors"
+    save_tensors(weights, {name: 2 * value for name, value in load_tensors(weights).items()})
+    found = refused(line(scans, "distill", "runs", distill__images=320), folders=folders)
+    assert "the inputs of process 1 are not those of process 0 (teacher:" in found
+    shutil.rmtree(folders[1] / "runs/x/pretrain")
+    assert "no finished teacher" in refused(line(scans, "distill", "runs", distill__images=320), folders=folders)
