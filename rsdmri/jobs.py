@@ -2,12 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from traceback import extract_tb
 from typing import Any, TypeAlias, TypeVar
@@ -125,6 +127,37 @@ def run_files(
     return results
 
 
+def in_order(function: Callable[[T], Iterable[R]], inputs: Sequence[T], workers: int) -> Iterator[Iterable[R]]:
+    """What ``function`` gives for every input, in their order; the first error ends it.
+
+    ``workers`` 0: one a core; with 1 everything happens in this process as it is asked for, else ``function`` must be picklable, and at most
+    one result more than there are workers waits to be taken.
+    """
+    workers = min(workers or _cores(), len(inputs))
+    if workers <= 1:
+        yield from map(function, inputs)
+        return
+    with _processes(workers) as pool:
+        waiting: deque[tuple[T, Future[list[R]]]] = deque()
+        left = iter(inputs)
+        while True:
+            waiting.extend((item, pool.submit(_listed, function, item)) for item in islice(left, workers + 1 - len(waiting)))
+            if not waiting:
+                return
+            item, future = waiting.popleft()
+            try:
+                found = future.result()
+            except BrokenProcessPool:
+                raise UserError(
+                    f"{item}, or one after it: its process was killed (out of memory?). Take fewer workers."
+                ) from None
+            yield found
+
+
+def _listed(function: Callable[[T], Iterable[R]], item: T) -> list[R]:
+    return list(function(item))
+
+
 def _cores() -> int:
     """The cores that this process may use: of a SLURM task those of the task, not of the node."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -163,26 +196,33 @@ def _in_pool(
 def _pool(attempt: Callable[[T], Result[R]], inputs: list[T], workers: int, report: Callable[[T, Result[R]], None]) -> list[T]:
     """One pool; returns the inputs that are left if it broke, in their order."""
     left = dict(enumerate(inputs))
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(ONE_THREAD)
-    # spawn: a forked HDF5 or OpenMP is a broken one.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
     futures: dict[Future[Result[R]], int] = {}
-    try:
+    with _processes(workers) as pool:
         with suppress(BrokenProcessPool):
             futures.update((pool.submit(attempt, item), number) for number, item in enumerate(inputs))
         for future in as_completed(futures):
             with suppress(BrokenProcessPool):
                 result = future.result()
                 report(left.pop(futures[future]), result)
+    return list(left.values())
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes of one thread each; an error or an interrupt does not wait for what has not begun."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    # spawn: a forked HDF5 or OpenMP is a broken one.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
+    try:
+        yield pool
     finally:
-        pool.shutdown(cancel_futures=True)  # an interrupt does not wait for what has not begun
+        pool.shutdown(cancel_futures=True)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-    return list(left.values())
 
 
 def _one_thread() -> None:

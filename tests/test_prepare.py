@@ -462,3 +462,40 @@ def test_noise_scans_are_used_for_whitening(tmp_path):
     with h5py.File(path, "r+") as file:
         file["noise_covariance"][...] = np.nan
     assert run("espirit", tmp_path / "kspace", "--out", tmp_path / "maps", "--workers", "1", "--calib", "12") == 1
+
+
+def test_several_workers_make_the_same_files(tmp_path, capsys):
+    """Scans in their order, whoever finishes first; what one of them finds wrong is said as by one worker, and nothing appears."""
+    for name, size in (("a", (16, 16)), ("bb", (24, 16)), ("ccc", (16, 16))):
+        scan(tmp_path / "kspace", name, size=size)
+    scan(tmp_path / "apart", "dddd")
+    assert run("espirit", tmp_path / "apart", "--out", tmp_path / "maps", "--workers", "1", "--calib", "12") == 0
+    apart = ("--data.references", tmp_path / "apart")
+    contents = []
+    for workers in ("1", "2"):
+        assert prepare(tmp_path, "--data.workers", workers, *apart) == 0
+        contents.append(contents_of(tmp_path / "runs/x/prepare"))
+    one, two = contents
+    assert one.keys() == two.keys() and len(one) > 10
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    with h5py.File(tmp_path / "kspace/bb.h5", "r+") as file:
+        del file["kspace"]
+    capsys.readouterr()
+    assert prepare(tmp_path, "--data.workers", "2", "--name", "broken", espirit=False) == 1
+    assert "bb.h5" in capsys.readouterr().err
+    assert not (tmp_path / "runs/broken/prepare/observations.h5").exists()
+
+
+def contents_of(folder):
+    """Everything in the files of a data set, but for the configuration."""
+    found = {}
+    for path in (folder / "observations.h5", folder / "references.h5"):
+        with h5py.File(path) as file:
+            names = [file.name]
+            file.visit(names.append)
+            for name in names:
+                item = file[name]
+                found |= {f"{path.stem} {name} {key}": value for key, value in item.attrs.items() if key != "config"}
+                if isinstance(item, h5py.Dataset):
+                    found[f"{path.stem} {name}"] = item[()]
+    return found

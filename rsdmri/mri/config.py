@@ -46,12 +46,15 @@ class MRIData:
     data sets, of several accelerations say, whose distances are to be compared."""
     bank: int = 512
     """How many coil maps a run keeps, at least one of each matrix, so that sampling needs no data."""
+    workers: int = 1
+    """Processes that prepare the scans, each with one scan in memory; 0: one a core. What they make does not depend on it."""
 
     def __post_init__(self) -> None:
         require(self.accel >= 1, "data.accel must be at least 1")
         require(self.acs is None or self.acs >= 0, "data.acs must not be negative")
         require(self.noise_std == "auto" or self.noise_std >= 0, "data.noise_std must not be negative")
         require(self.bank >= 1, "data.bank must be at least 1")
+        require(self.workers >= 0, "data.workers must not be negative")
         require(self.display_max is None or self.display_max > 0, "data.display_max must be positive")
         require(self.matrix is None or min(self.matrix) >= 8, "data.matrix must be at least 8 in both directions")
         require(self.coils is None or self.coils >= 1, "data.coils must be at least 1")

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..jobs import in_order
 from ..noise_level import NoiseLevel, of_samples
 from ..progress import track
 from .conditioning import conditioned
@@ -24,11 +26,14 @@ from .masks import acs_lines, check_acceleration, check_thinning, kept_acs, volu
 from .operators import combine
 from .patterns import equispaced_columns, fastmri_columns
 from .readers import KSpace, find_files, matrix_of, read
-from .store import References, Slice, Store, new_file
+from .store import Packed, References, Slice, Store, new_file, pack
 
 
 def prepare(experiment: MRIExperiment, out: Path) -> None:
-    """Writes observations.h5 and, where clean images exist, references.h5, a slice at a time: nothing has to fit in memory."""
+    """Writes observations.h5 and, where clean images exist, references.h5.
+
+    A slice at a time, so that nothing has to fit in memory; of several workers each holds a scan.
+    """
     data = experiment.data
     files = find_files(data.kspace)
     apart = find_files(data.references) if data.references else []
@@ -37,20 +42,18 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
     with ExitStack() as stack:
         store = Store(stack.enter_context(new_file(out / "observations.h5")))
         clean: References | None = None
-        for file in track(files, "prepare", len(files), "files"):
-            for item in slices(file, maps, experiment):
+        packed = partial(_packed, maps_folder=maps, experiment=experiment)
+        for items in track(in_order(packed, files, data.workers), "prepare", len(files), "files"):
+            for item in items:
                 store.add(item)
                 if item.image is not None and not apart:
                     clean = clean or References(stack.enter_context(new_file(out / "references.h5")))
                     clean.add(item)
         if not store.items:
             raise UserError("no slice with signal in any file: nothing to learn from")
-        for file in track(apart, "references", len(apart), "files") if apart else []:
-            for item in slices(file, maps, experiment):
-                if item.image is None:
-                    raise UserError(
-                        f"{file}: undersampled, and data.references must be fully sampled: clean images need every column"
-                    )
+        packed = partial(_packed, maps_folder=maps, experiment=experiment, clean=True)
+        for items in track(in_order(packed, apart, data.workers), "references", len(apart), "files") if apart else []:
+            for item in items:
                 clean = clean or References(stack.enter_context(new_file(out / "references.h5")))
                 clean.add(item)
         store.finish(experiment)
@@ -60,6 +63,14 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
             (out / "references.h5").unlink(missing_ok=True)  # of an earlier data set
     for line in store.summary(data.accel):
         print(f"prepare: {line}", file=sys.stderr)
+
+
+def _packed(file: Path, maps_folder: Path, experiment: MRIExperiment, clean: bool = False) -> Iterator[Packed]:
+    """The slices of one file, ready to be copied; ``clean``: they must be fully sampled."""
+    for item in slices(file, maps_folder, experiment):
+        if clean and item.image is None:
+            raise UserError(f"{file}: undersampled, and data.references must be fully sampled: clean images need every column")
+        yield pack(item)
 
 
 def _warn_of_widths(experiment: MRIExperiment, files: Sequence[Path]) -> None:

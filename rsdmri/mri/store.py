@@ -48,10 +48,55 @@ class Slice:
     calib: int
     image: Tensor | None
 
+
+@dataclass(frozen=True)
+class Chunk:
+    """An array as a file holds it: compressed, with its checksum."""
+
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A slice that only has to be copied into the files: all work on it is done. ``bins`` and ``counts``: its histogram of magnitudes."""
+
+    name: str
+    kspace: Chunk
+    mask: Tensor
+    maps: Chunk
+    scale: float
+    noise_std: float
+    noise_bound: bool
+    calib: int
+    image: Chunk | None
+    bins: Tensor
+    counts: Tensor
+
     @property
     def own_mask(self) -> bool:
         """Whether the scan came undersampled."""
         return self.image is None
+
+
+def pack(item: Slice) -> Packed:
+    """The slice in the form of the files."""
+    magnitude = combine(item.maps[None], ifft2c(item.kspace[None])).abs().float().flatten()
+    bins, counts = (magnitude.view(torch.int32) >> LOST_BITS).unique(return_counts=True)
+    image = None if item.image is None else _chunk(item.image)
+    same = {name: getattr(item, name) for name in ("name", "mask", "scale", "noise_std", "noise_bound", "calib")}
+    return Packed(**same, kspace=_chunk(item.kspace), maps=_chunk(item.maps), image=image, bins=bins, counts=counts)
+
+
+def _chunk(value: Tensor) -> Chunk:
+    """What HDF5 itself makes of an array, in a file that is in memory alone."""
+    with h5py.File("chunk", "w", driver="core", backing_store=False) as file:
+        dataset = _dataset(file, "chunk", tuple(value.shape))
+        dataset.resize(1, axis=0)
+        dataset[0] = value.numpy()
+        file.flush()
+        _, data = dataset.id.read_direct_chunk((0,) * dataset.ndim)
+    return Chunk(tuple(value.shape), data)
 
 
 @contextmanager
@@ -74,7 +119,7 @@ class Store:
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.counts = torch.zeros(1 << (32 - LOST_BITS), dtype=torch.int64)  # of observed magnitudes
 
-    def add(self, item: Slice) -> None:
+    def add(self, item: Packed) -> None:
         coils, height, width = item.kspace.shape
         self.sizes[height, width] += 1
         name = f"coils_{coils}_{size_name((height, width))}"
@@ -89,8 +134,7 @@ class Store:
         self.items.append((name, item.name))
         self.noise.append((item.noise_std, item.noise_bound))
         self.facts.append((width, int(item.mask.sum()), item.own_mask, item.calib))
-        magnitude = combine(item.maps[None], ifft2c(item.kspace[None])).abs().float().flatten()
-        self.counts += torch.bincount(magnitude.view(torch.int32) >> LOST_BITS, minlength=len(self.counts))
+        self.counts[item.bins.long()] += item.counts
 
     def summary(self, asked: float) -> list[str]:
         """The accelerations that were achieved, the noise, and the matrices if there are several."""
@@ -152,7 +196,7 @@ class References:
         self.file = file
         self.names: dict[str, list[str]] = {}
 
-    def add(self, item: Slice) -> None:
+    def add(self, item: Packed) -> None:
         assert item.image is not None
         group = size_name((item.image.shape[0], item.image.shape[1]))
         _append(self.file.require_group(group), "images", item.image)
@@ -174,22 +218,25 @@ def _range(accelerations: list[float]) -> str:
     return f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
 
 
-def _append(group: h5py.Group, name: str, value: Tensor) -> None:
+def _append(group: h5py.Group, name: str, chunk: Chunk) -> None:
     """One more row of a dataset."""
-    if name not in group:
-        shape = tuple(value.shape)
-        # A chunk a slice, because training reads slices; compressed, because most of k-space is zero; with a checksum.
-        group.create_dataset(
-            name,
-            shape=(0, *shape),
-            maxshape=(None, *shape),
-            dtype=np.complex64,
-            chunks=(1, *shape),
-            compression="gzip",
-            compression_opts=1,
-            fletcher32=True,
-        )
-    dataset = group[name]
-    dataset.resize(len(dataset) + 1, axis=0)
-    dataset[-1] = value.numpy()
+    dataset = group[name] if name in group else _dataset(group, name, chunk.shape)
+    row = len(dataset)
+    dataset.resize(row + 1, axis=0)
+    dataset.id.write_direct_chunk((row, *[0] * len(chunk.shape)), chunk.data)
     dataset.flush()  # a full disk is noticed here, and not after the last slice
+
+
+def _dataset(group: h5py.Group, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
+    """Empty, of rows of a shape: a chunk a row, because training reads slices; compressed, because most of k-space is zero; with a
+    checksum."""
+    return group.create_dataset(
+        name,
+        shape=(0, *shape),
+        maxshape=(None, *shape),
+        dtype=np.complex64,
+        chunks=(1, *shape),
+        compression="gzip",
+        compression_opts=1,
+        fletcher32=True,
+    )
