@@ -10,7 +10,7 @@ Numbers of images count what training has seen, whatever the batch.
 import dataclasses
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, dataclass_transform
@@ -437,3 +437,15 @@ def to_tree(config: Any) -> Any:
     if isinstance(config, tuple | list):
         return [to_tree(item) for item in config]
     return str(config) if isinstance(config, Path) else config
+
+
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Where two trees differ: the names that lead there and both values, None where there is none."""
+    for name in sorted(one.keys() | other.keys()):
+        mine, its = one.get(name), other.get(name)
+        if isinstance(mine, Mapping) and isinstance(its, Mapping):
+            yield from differences(mine, its, (*above, name))
+        elif mine != its:
+            yield (*above, name), mine, its

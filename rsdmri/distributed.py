@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from .config import differences
 from .denoiser import Denoiser
 from .errors import Elsewhere, UserError
 from .launch import Place
@@ -126,18 +127,9 @@ def alike(what: str, values: Mapping[str, Any]) -> None:
     said = told(values)
     others = [number for number, other in enumerate(said) if other != said[0]]
     if others:
-        found = "; ".join(_differences(said[others[0]], said[0]))
+        found = "; ".join(f"{'.'.join(names)}: {mine}, not {its}" for names, mine, its in differences(said[others[0]], said[0]))
         message = f"the {what} of process {others[0]} are not those of process 0 ({found})"
         _raise_together(UserError(f"{message}. All processes need the same command and the same files."))
-
-
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    for name in sorted(ours.keys() | theirs.keys()):
-        mine, other = ours.get(name), theirs.get(name)
-        if isinstance(mine, Mapping) and isinstance(other, Mapping):
-            yield from _differences(mine, other, f"{before}{name}.")
-        elif mine != other:
-            yield f"{before}{name}: {mine}, not {other}"
 
 
 def mean(values: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from . import distributed
-from .config import Experiment, to_tree
+from .config import Experiment, differences, to_tree
 from .errors import UserError
 from .files import read_json, sha256, write_json, write_text
 
@@ -47,7 +47,7 @@ def open_run(
         if not isinstance(earlier, dict) or not {"settings", "inputs"} <= earlier.keys():
             raise UserError(f"{path}: not the record of a run. Choose another place with --out, or delete {folder}.")
         before = with_new_options(earlier["settings"], kept, to_tree(type(experiment)()))
-        changed = [*_differences(before, kept, "settings"), *_differences(earlier["inputs"], hashes, "inputs")]
+        changed = [*_changed(before, kept, "settings"), *_changed(earlier["inputs"], hashes, "inputs")]
         if changed:
             raise UserError(
                 f"{folder}: holds a run with other settings ({'; '.join(changed[:4])}). Go on with the settings it was begun with,"
@@ -121,13 +121,11 @@ def write_config(path: Path, experiment: Experiment) -> None:
     write_text(path, yaml.safe_dump(to_tree(experiment), sort_keys=False))
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            if key not in FREE:
-                yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif old != json.loads(json.dumps(new)):
-        yield f"{name}: {old!r} then, {new!r} now"
+def _changed(old: Any, new: Any, name: str) -> Iterator[str]:
+    """What differs, but for what may."""
+    for names, then, now in differences(old, json.loads(json.dumps(new)), (name,)):
+        if not FREE & set(names):
+            yield f"{'.'.join(names)}: {then!r} then, {now!r} now"
 
 
 def provenance(experiment: Experiment) -> dict[str, Any]:

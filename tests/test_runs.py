@@ -32,3 +32,11 @@ def test_only_what_is_wanted_is_added():
     wanted = {"seed": 3, "em": defaults["em"], "objective": {"std": 1.2}}
     found = with_new_options({"seed": 3, "objective": {}, "other": 1}, wanted, defaults)
     assert found == {"seed": 3, "objective": {"std": 1.2}, "other": 1, "em": defaults["em"]}
+
+
+def test_what_a_run_derives_is_compared_whatever_its_name(tmp_path):
+    """Sections that are free may hold what a run depends on all the same."""
+    experiment = Experiment(runs=tmp_path, name="x")
+    open_run(tmp_path / "run", experiment, (), {}, {"evaluate.features": "bands"})
+    with pytest.raises(UserError, match=r"settings\.evaluate\.features: 'bands' then, 'inception' now"):
+        open_run(tmp_path / "run", experiment, (), {}, {"evaluate.features": "inception"})
