@@ -28,7 +28,8 @@ class Ahead:
         wanted = [list(batch) for batch in batches]
         if [samples for samples, _ in self.waiting] != wanted[: len(self.waiting)]:
             for _, future in self.waiting:
-                _ = future is not None and future.cancel()
+                if future is not None:
+                    future.cancel()
             self.waiting.clear()
         for samples in wanted[len(self.waiting) :]:
             self.waiting.append((samples, self.reader.submit(self._read, samples) if self.threaded else None))

@@ -122,9 +122,14 @@ def by_first(action: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
-def alike(what: str, values: Mapping[str, Any]) -> None:
-    """A :class:`UserError`, in all processes, if ``values``, which may be nested, differ: they would train different things."""
-    said = told(values)
+def alike(what: str, values: Callable[[], Mapping[str, Any]]) -> None:
+    """A :class:`UserError`, in all processes, if what ``values`` gives, which may be nested, differs: they would train different things.
+
+    A process that is alone does not ask.
+    """
+    if _place is None:
+        return
+    said = told(together(values))
     others = [number for number, other in enumerate(said) if other != said[0]]
     if others:
         found = "; ".join(f"{'.'.join(names)}: {mine}, not {its}" for names, mine, its in differences(said[others[0]], said[0]))

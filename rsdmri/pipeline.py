@@ -53,8 +53,8 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
     """Phase I: a teacher from observations, or from what was restored of them."""
     out = out or experiment.folder / "pretrain"
     data, inputs = distributed.together(lambda: _learned_from(experiment, domain, out))
-    distributed.alike("settings", to_tree(experiment))
-    distributed.alike("data", {str(inputs["observations"]): _fingerprint(data)})
+    distributed.alike("settings", lambda: to_tree(experiment))
+    distributed.alike("data", lambda: {str(inputs["observations"]): _fingerprint(data)})
     return train_teacher(experiment, domain, data, out, inputs)
 
 
@@ -115,8 +115,8 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     """Phase II: a one-step generator from a teacher and the law of the corruption; no image is read."""
     out = out or experiment.folder / "distill"
     work = distributed.together(lambda: _distillation(experiment, domain, out, teacher))
-    distributed.alike("settings", to_tree(experiment))
-    distributed.alike("inputs", {name: sha256(path) for name, path in work.inputs.items()})
+    distributed.alike("settings", lambda: to_tree(experiment))
+    distributed.alike("inputs", lambda: {name: sha256(path) for name, path in work.inputs.items()})
     experiment, config = work.experiment, experiment.distill
     dtype = torch.complex64 if work.description.complex_images else torch.float32
     law, channels = work.law.to(work.device), work.description.channels
@@ -217,8 +217,8 @@ def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run:
         return open_model(found, domain, experiment, device_of(experiment))
 
     model = distributed.together(opened)
-    distributed.alike("settings", to_tree(experiment))
-    distributed.alike("models", {str(model.run): sha256(model.run / "model.safetensors")})
+    distributed.alike("settings", lambda: to_tree(experiment))
+    distributed.alike("models", lambda: {str(model.run): sha256(model.run / "model.safetensors")})
     out = out or model.run
     write_samples(model, out / "samples.h5", "sample")
 

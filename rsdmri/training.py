@@ -113,7 +113,7 @@ def train(
     average = Average(step.model, options.ema, options.ema_ramp)
     parts = parts_of(options.batch, options.parts)
     images, seconds = distributed.together(lambda: _restore(step, average, folder))
-    distributed.alike("checkpoints", {str(folder / "resume"): images})
+    distributed.alike("checkpoints", lambda: {str(folder / "resume"): images})
     log = distributed.together(lambda: Log(folder / "metrics.jsonl", images, follow(images)))
     marks = _snapshot_marks(options.images, options.snapshots)
     looked, over = (images, False) if watch is None else distributed.by_first(lambda: (watch.begin(images), watch.over))

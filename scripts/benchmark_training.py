@@ -248,10 +248,10 @@ def _row(seconds: float, floor: float, batch: int) -> dict[str, float | None]:
 
 def table(found: Mapping[str, Any]) -> str:
     """For a terminal, and for docs/performance.md."""
-    coils = "coils"
+    coils = f"{found['coils']} coils, " if found["coils"] else ""
     lines = [
         f"{found['device']}, torch {found['torch']}, {found['lever']}: {found['size'][0]} x {found['size'][1]},"
-        f" {f'{found[coils]} coils, ' if found[coils] else ''}batch {found['batch']};"
+        f" {coils}batch {found['batch']};"
         f" {found['parameters'] / 1e6:.2f} M parameters, {found['forward_flops_an_image'] / 1e9:.3g} GFLOP forward an image;",
         f"a training pass at {100 * found['training_pass_share_of_the_matrix_rate']:.0f} % of a matrix product's"
         f" {found['matrix_product_flops_a_second'] / 1e9:.0f} GFLOP/s; memory at most {found['peak_memory_bytes'] / 2**30:.2f} GiB",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison import compare, job_parser
+from comparison import compare, job_parser, lengthened
 from reproduce_small import NATURAL, SPACES, make_maps, table
 
 from rsdmri import pipeline
@@ -60,9 +60,7 @@ def experiment_of(row: str, seed: int, options: argparse.Namespace) -> tuple[Exp
             **common,
         )
         domain = Natural()  # type: ignore[assignment]
-    images = round(experiment.pretrain.images * PLUS)
-    pretrain = dataclasses.replace(experiment.pretrain, images=images, snapshots=7)
-    return dataclasses.replace(experiment, pretrain=pretrain), domain, 500
+    return lengthened(experiment, PLUS, 4), domain, 500
 
 
 def make_scans(options: argparse.Namespace) -> None:
