@@ -5,10 +5,12 @@ have one size; sizes come as often as the data have them.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from . import noise
@@ -37,9 +39,14 @@ def indices(total: int, seed: int, start: int, count: int) -> list[int]:
     found: list[int] = []
     while len(found) < count:
         epoch, offset = divmod(start + len(found), total)
-        order = np.random.default_rng([seed, ORDER_STREAM, epoch]).permutation(total)
+        order = _order(total, seed, epoch)
         found.extend(int(i) for i in order[offset : offset + count - len(found)])
     return found
+
+
+@lru_cache(maxsize=8)  # every batch of a pass asks for the same one
+def _order(total: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, ORDER_STREAM, epoch]).permutation(total)
 
 
 def batch_of(buckets: Sequence[Sequence[int]], seed: int, number: int, batch: int) -> Sequence[int]:
