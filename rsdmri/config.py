@@ -95,6 +95,13 @@ class ComputeConfig:
     """Channels are the last axis in memory."""
     compile: Literal["none", "default", "graphs"] = "none"
     """torch.compile of each network, which takes minutes at the start; graphs: captured as CUDA graphs too (one GPU)."""
+    sharded: bool = False
+    """Several processes split weights, gradients and moments between them (FSDP2), for networks that do not fit on one GPU; slower where they
+    do. Not with channels_last or compile."""
+
+    def __post_init__(self) -> None:
+        together = self.channels_last or self.compile != "none"
+        require(not (self.sharded and together), "compute.sharded cannot be had together with compute.channels_last or compile")
 
 
 @section

@@ -2,7 +2,7 @@
 
 Every process draws the whole batch and computes its part of it (:class:`rsdmri.tensors.PartGenerator`), so that what is learned does not
 depend on how many they are. Networks are replicas whose gradients are averaged by DistributedDataParallel; they and their optimisers stay
-equal, and a checkpoint of the first process is that of all.
+equal, and a checkpoint of the first process is that of all. Or they are split between the processes (rsdmri.sharding).
 
 With one process there is no group, and everything here does nothing.
 """
@@ -22,6 +22,7 @@ from .config import differences
 from .denoiser import Denoiser
 from .errors import Elsewhere, UserError
 from .launch import Place
+from .sharding import split
 
 T = TypeVar("T")
 
@@ -169,13 +170,17 @@ class Replica:
     """A denoiser that every process trains a part of the batch with.
 
     The wrapper of DistributedDataParallel is called only where the network is trained: where another one's loss passes through it, frozen,
-    the network itself is. State dicts keep their names.
+    the network itself is. State dicts keep their names. A ``sharded`` network has no wrapper, and its weights become others: optimisers
+    are made afterwards.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser, sharded: bool = False) -> None:
         self.denoiser = denoiser
         self.wrapper: DistributedDataParallel | None = None
-        if _place is not None:
+        self.shards: Any = None
+        if _place is not None and sharded:
+            self.shards = split(denoiser.network, _place.size)
+        elif _place is not None:
             device = next(denoiser.parameters()).device
             ids = [device.index] if device.type == "cuda" else None
             self.wrapper = DistributedDataParallel(denoiser.network, device_ids=ids, gradient_as_bucket_view=True)
@@ -184,6 +189,8 @@ class Replica:
     def training(self, last: bool) -> Iterator[None]:
         """Forward and backward passes of one part of this process's batch; at the end of the ``last`` one gradients are averaged over all
         processes."""
+        if self.shards is not None:
+            self.shards.set_requires_gradient_sync(last)
         if self.wrapper is None:
             yield
             return

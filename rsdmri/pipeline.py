@@ -99,9 +99,8 @@ def train_teacher(
         return denoiser, objective, description
 
     denoiser, objective, description = distributed.together(made)
-    step = PretrainStep(
-        denoiser, objective, data, experiment.pretrain, experiment.seed
-    )  # replicas talk to each other: all or none
+    sharded = experiment.compute.sharded  # replicas talk to each other: all or none
+    step = PretrainStep(denoiser, objective, data, experiment.pretrain, experiment.seed, sharded)
     with claimed(out):
         distributed.by_first(lambda: open_run(out, experiment, sections, inputs, _ends("pretrain", experiment.pretrain)))
         if distributed.by_first(lambda: _finished(out, experiment.pretrain.images)):
@@ -120,7 +119,8 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     experiment, config = work.experiment, experiment.distill
     dtype = torch.complex64 if work.description.complex_images else torch.float32
     law, channels = work.law.to(work.device), work.description.channels
-    step = DistillStep(work.distiller, law, law.thin, channels, dtype, config)  # here, not while one may fail: replicas talk
+    sharded = experiment.compute.sharded  # here, not while one may fail: replicas talk
+    step = DistillStep(work.distiller, law, law.thin, channels, dtype, config, sharded)
     derived = _ends("distill", config) | ({"evaluate.features": experiment.evaluate.features} if config.select else {})
     with claimed(out):
         distributed.by_first(lambda: open_run(out, experiment, ("objective", "distill", "data"), work.inputs, derived))

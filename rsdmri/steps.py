@@ -24,6 +24,7 @@ from .distributed import Replica
 from .domain import Law, Observations, Size
 from .objectives import Objective, Thin
 from .operators import MaskedOperator
+from .sharding import load_state
 from .tensors import PartGenerator, rand, randn, to_channels
 from .training import adam_state, descend, load_adam_state
 
@@ -83,11 +84,20 @@ def spread(x: Tensor) -> Tensor:
 class PretrainStep:
     """One step of the teacher: Adam on the objective's loss of one batch of observations."""
 
-    def __init__(self, denoiser: Denoiser, objective: Objective, data: Observations, config: PretrainConfig, seed: int) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        objective: Objective,
+        data: Observations,
+        config: PretrainConfig,
+        seed: int,
+        sharded: bool = False,
+    ) -> None:
         self.model = denoiser
+        self.replica = Replica(denoiser, sharded)
         self.objective, self.data, self.config, self.seed = objective, data, config, seed
         self.optimizer = adam(denoiser.parameters(), config.lr, config.betas)
-        self.ahead, self.replica = Ahead(data, next(denoiser.parameters()).device), Replica(denoiser)
+        self.ahead = Ahead(data, next(denoiser.parameters()).device)
 
     def __call__(self, images: int, generators: Sequence[PartGenerator]) -> dict[str, Tensor]:
         config = self.config
@@ -120,7 +130,7 @@ class PretrainStep:
         return {"model": self.model.state_dict(), "adam": adam_state(self.optimizer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        load_state(self.model, state["model"])
         load_adam_state(self.optimizer, state["adam"])
 
 
@@ -155,14 +165,21 @@ class DistillStep:
     """One step of Algorithm 6: Adam on the fake score, then, with fresh z and operators, Adam on the generator."""
 
     def __init__(
-        self, distiller: Distiller, law: Law, thin: Thin, channels: int, dtype: torch.dtype, config: DistillConfig
+        self,
+        distiller: Distiller,
+        law: Law,
+        thin: Thin,
+        channels: int,
+        dtype: torch.dtype,
+        config: DistillConfig,
+        sharded: bool = False,
     ) -> None:
         self.distiller, self.law, self.thin, self.config = distiller, law, thin, config
         self.channels, self.dtype = channels, dtype
         self.model = distiller.generator.denoiser
+        self.replica_fake, self.replica = Replica(distiller.fake, sharded), Replica(self.model, sharded)
         self.adam_fake = adam(distiller.fake.parameters(), config.lr_fake, config.betas_fake)
         self.adam_generator = adam(self.model.parameters(), config.lr_generator, config.betas_generator)
-        self.replica_fake, self.replica = Replica(distiller.fake), Replica(self.model)
 
     def __call__(self, images: int, generators: Sequence[PartGenerator]) -> dict[str, Tensor]:
         distiller, config = self.distiller, self.config
@@ -224,7 +241,7 @@ class DistillStep:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.distiller.fake.load_state_dict(state["fake"])
-        self.model.load_state_dict(state["generator"])
+        load_state(self.distiller.fake, state["fake"])
+        load_state(self.model, state["generator"])
         load_adam_state(self.adam_fake, state["adam_fake"])
         load_adam_state(self.adam_generator, state["adam_generator"])

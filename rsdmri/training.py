@@ -22,6 +22,7 @@ from .errors import UsageError
 from .interrupts import Interrupted, stop_requests
 from .logs import Log
 from .progress import Progress
+from .sharding import known_to_all, local, placed, whole
 from .tensors import PartGenerator, make_generator
 from .tracking import Follow
 
@@ -129,7 +130,7 @@ def train(
             log.add(values)
             if any(before < mark <= images for mark in marks):
                 path = folder / "snapshots" / f"images_{images:012d}.safetensors"
-                distributed.by_first(lambda path=path: save_tensors(path, average.values))  # type: ignore[misc]
+                distributed.by_first(partial(save_tensors, path, _whole(average.values)))
             ended = images >= options.images
             if not (ended or before // options.log < images // options.log):
                 progress.update(images, progress.note)
@@ -138,7 +139,7 @@ def train(
             progress.update(images, distributed.together(partial(log.write, images, seconds)))
             looks = watch is not None and (ended or images - looked >= watch.every)
             if watch is not None and looks:
-                stopped, seen = distributed.by_first(partial(watch, images, seconds, average.values))
+                stopped, seen = distributed.by_first(partial(watch, images, seconds, _whole(average.values)))
                 progress.update(images, log.tell(images, seen))
                 began, looked, ended = time.monotonic() - seconds, images, ended or stopped
             # Only here, where the log's sums are empty: a checkpoint need not hold them. A signal to one process is one to all; clocks
@@ -146,13 +147,18 @@ def train(
             said = distributed.told((request.signal, saved.due(images, options)))
             signal = next((name for name, _ in said if name), "")
             if ended or looks or signal or said[0][1]:
-                state = {"step": step.state_dict(), "average": dict(average.values)}
+                state = _whole({"step": step.state_dict(), "average": average.values})
                 progressed = {"images": images, "seconds": seconds}
                 distributed.by_first(partial(save_resume, folder, state, progressed))
                 saved = _Mark(images)
             if signal and not ended:
                 raise Interrupted(f"{stage}: {signal} came; stopped after {images} images, all kept. The same command goes on.")
-    return average.values, images
+    return _whole(average.values), images
+
+
+def _whole(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors as the first process writes them."""
+    return whole(tree, distributed.first())
 
 
 def parts_of(batch: int, parts: int) -> list[tuple[int, int]]:
@@ -194,7 +200,7 @@ def _restore(step: Step, average: Average, folder: Path) -> tuple[int, float]:
     state, progress = found
     step.load_state_dict(state["step"])
     for name, value in average.values.items():
-        value.copy_(state["average"][name])
+        value.copy_(placed(state["average"][name], value))
     return int(progress["images"]), float(progress["seconds"])
 
 
@@ -217,7 +223,7 @@ def load_adam_state(optimizer: torch.optim.Optimizer, moments: dict[str, Any]) -
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if value.shape == parameter.shape:  # a fused kernel walks over weights and moments alike: both in one layout
-                values[name] = torch.empty_like(parameter).copy_(value)
+                values[name] = torch.empty_like(parameter).copy_(placed(value, parameter))
 
 
 def descend(
@@ -244,6 +250,7 @@ def descend(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
     # A fused optimiser asks the device itself whether to leave the step out, as for torch.amp.GradScaler: the host does not wait.
-    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    norm = local(norm)
+    optimizer.found_inf = known_to_all((~norm.isfinite()).float(), parameters[0])  # type: ignore[attr-defined]
     optimizer.step()
     return {key: torch.stack([said[key] for said in found]).mean() for key in found[0]} | {name: norm}

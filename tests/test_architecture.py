@@ -24,6 +24,7 @@ ROWS = [
         "grids",
         "pictures",
         "image_sets",
+        "sharding",
     },
     {"settings", "operators", "noise", "noise_level", "foreign", "solvers", "nn"},
     {"observations", "denoiser", "augmentation"},

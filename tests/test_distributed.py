@@ -14,6 +14,7 @@ from contextlib import ExitStack
 import h5py
 import numpy as np
 import pytest
+import torch
 from commands import run_command
 
 from rsdmri.checkpoints import load_tensors, save_tensors
@@ -153,6 +154,23 @@ def test_two_processes_are_one(scans, one, tmp_path):
     with h5py.File(runs / "x/distill/samples.h5") as two, h5py.File(one / "x/distill/samples.h5") as single:
         assert two["seeds"][()].tolist() == single["seeds"][()].tolist() == list(range(7))
         assert np.abs(two["images"][()] - single["images"][()]).max() < 1e-3 * np.abs(single["images"][()]).max()
+
+
+def test_split_weights_are_whole_ones(scans, one, tmp_path):
+    """FSDP2: the losses of one process in both phases, stopped in between by one that goes on with its checkpoint."""
+    runs = prepared(scans, tmp_path)
+    half = {"pretrain__images": 80, "distill__images": 80}
+    split = {"compute__sharded": (), "distill__parts": 2}
+    codes, said = finish(start(line(scans, "pretrain", runs, **half, **split)))
+    assert codes == [0, 0], said
+    alone(line(scans, "pretrain", runs))  # whole, from what was saved in parts
+    codes, said = finish(start(*(line(scans, "distill", runs, **more, **split) for more in (half, {}))))  # in parts from parts
+    assert codes == [0, 0], said
+    for verb in ("pretrain", "distill"):
+        assert_same(log_of(runs, verb), log_of(one, verb))
+    found, expected = (load_tensors(folder / "x/distill/model.safetensors") for folder in (runs, one))
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-4) for name in found)
 
 
 @pytest.mark.slow

@@ -153,6 +153,10 @@ class SongUNet(nn.Module):
 
         return cast(Tensor, self.output(F.silu(self.output_norm(x))))
 
+    def units(self) -> list[nn.Module]:
+        """What is put together at a time where weights are split over processes."""
+        return [module for module in self.modules() if isinstance(module, Block)]
+
 
 class NoiseEmbedding(nn.Module):
     """c_noise (B,), augment_labels (B, augment_channels) -> (B, out_channels), for every block."""
