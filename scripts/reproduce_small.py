@@ -71,9 +71,10 @@ def draw_scans(runs: Path) -> None:
     make_maps(runs / "kspace", runs / "espirit")
 
 
-def draw_heads(out: Path, volumes: int, seed: int = 0) -> None:
-    """Drawn heads of 32 x 32 as scans of eight coils."""
-    drawn = ["--phantoms", str(volumes), "--size", "32", "32", "--phase", "0.3", "--snr", "1000", "--seed", str(seed)]
+def draw_heads(out: Path, volumes: int, seed: int = 0, size: int = 32) -> None:
+    """Drawn heads as scans of eight coils."""
+    square = ["--size", str(size), str(size)]
+    drawn = ["--phantoms", str(volumes), *square, "--phase", "0.3", "--snr", "1000", "--seed", str(seed)]
     subprocess.run([sys.executable, "-m", "rsdmri.mri", "simulate", *drawn, "--out", str(out)], check=True)
 
 
