@@ -25,7 +25,7 @@ from .observations import Observation
 from .pipeline import observations_path, restored_of, restored_path, train_teacher
 from .posterior import dps, mmps
 from .restoring import Images, is_made, of_one_size, read_images, restore_all
-from .runs import device_of, open_run
+from .runs import claimed, device_of, open_run
 from .sampling import ancestral, heun, levels, noises
 from .tensors import Image, make_generator
 
@@ -36,10 +36,11 @@ def restore(experiment: Experiment, domain: Domain) -> Path:
     """Observations -> RUNS/NAME/restore/images.h5, by what the application has without a learned prior (MRI: L1-wavelet)."""
     data = domain.observations(observations_path(experiment), experiment)
     path, of = restored_path(experiment), restored_of(experiment, domain)
-    if is_made(path, of):
-        print(f"restore: {path} is there", file=sys.stderr)
-    else:
-        restore_all(data, domain.restorer(data, experiment), path, of, "restore")
+    with claimed(path.parent):
+        if is_made(path, of):
+            print(f"restore: {path} is there", file=sys.stderr)
+        else:
+            restore_all(data, domain.restorer(data, experiment), path, of, "restore")
     return path
 
 
@@ -50,8 +51,14 @@ def em(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
     out = out or experiment.folder / "em"
     path = observations_path(experiment)
     data = domain.observations(path, experiment)
-    options = experiment.em
     clean = _clean(experiment, domain, data)
+    with claimed(out):
+        return _laps(experiment, domain, data, clean, path, out)
+
+
+def _laps(experiment: Experiment, domain: Domain, data: Observations, clean: Images, path: Path, out: Path) -> Path:
+    """The first model and all laps."""
+    options = experiment.em
     assert options.clean is not None
     # Before anything is trained: laps that belong to other options are not mixed with new ones.
     sections = ("network", "objective", "pretrain", "data", "em")
@@ -86,18 +93,21 @@ def _clean(experiment: Experiment, domain: Domain, data: Observations) -> Images
     images, names = domain.references(options.clean, size)
     if len(names) < options.count:
         raise UserError(
-            f"{options.clean}: {len(names)} clean images of {size[0]} x {size[1]}, and em.count asks for {options.count}. Prepare more,"
-            " or lower it."
+            f"{options.clean}: {len(names)} clean images of {size[0]} x {size[1]}, the size of the data, and em.count asks for"
+            f" {options.count}. Prepare more, of this size, or lower it."
         )
-    used = names[: options.count]
+    domain.check_scale(options.clean, experiment, size)
+    chosen = [row * len(names) // options.count for row in range(options.count)]
+    used = [names[row] for row in chosen]
     volumes = {domain.volume_of(name) for name in data.names}
     both = [name for name in used if domain.volume_of(name) in volumes]
     if both:
         raise UserError(
-            f"{options.clean}: {len(both)} of its clean images are of what is learned from ({', '.join(both[:3])}). Take others: whoever"
-            " has the clean images of the data needs no method."
+            f"{options.clean}: {len(both)} of its clean images have the names of what is learned from ({', '.join(both[:3])}). Take"
+            " others: whoever has the clean images of the data needs no method. (If they are other ones, rename their files and prepare"
+            " them again.)"
         )
-    return of_one_size(images[: options.count], used, data.law())
+    return of_one_size(images[torch.tensor(chosen)], used, data.law())
 
 
 def _expectation(
@@ -118,7 +128,10 @@ def _expectation(
 
         def draw(obs: Observation, samples: Sequence[int]) -> Image:
             generators = [make_generator(experiment.seed, POSTERIOR_STREAM, lap, i) for i in samples]
-            return draw_posterior(prior, obs.to(device), generators, experiment, domain)
+            n = experiment.em.at_once
+            parts = [slice(start, start + n) for start in range(0, len(samples), n)]
+            drawn = [draw_posterior(prior, obs[part].to(device), generators[part], experiment, domain).cpu() for part in parts]
+            return torch.cat(drawn)
 
         restore_all(data, draw, out, of, f"lap {lap}")
     return read_images(out, data, of)

@@ -351,7 +351,7 @@ class EMConfig:
     clean: Path | None = None
     """references.h5 of other data, prepared from scans or photographs that are clean: where the first model comes from."""
     count: int = 50
-    """How many of these images are used, the first ones."""
+    """How many of these images are used, evenly spread over the file: neighbouring slices are alike."""
     laps: int = 4
     """Laps after the first model."""
     first: int = 30_000
@@ -367,15 +367,19 @@ class EMConfig:
     """Levels of the sampler, from sample.sigma_max to sample.sigma_min."""
     iterations: int = 3
     """mmps: conjugate-gradient steps a level."""
-    scale: float = 1.0
-    """dps: how far, in the norm of an image, a level moves its estimate towards the observation; never beyond it."""
+    scale: float = 0.3
+    """dps: how far a level moves its estimate towards the observation at the most, in root mean square over the pixels and relative to
+    sigma_data; never beyond it."""
     noise_floor: float = 0.01
     """mmps: observations count as at least so noisy."""
+    at_once: int = 32
+    """Images drawn at a time, with the graph of the network in memory."""
 
     def __post_init__(self) -> None:
         require(self.count >= 2 and self.laps >= 1, "em.count must be at least 2, em.laps at least 1")
         require(self.first >= 1 and self.lap >= 1, "em.first and em.lap must be at least 1")
         require(self.steps >= 2 and self.iterations >= 1, "em.steps must be at least 2, em.iterations at least 1")
+        require(self.at_once >= 1, "em.at_once must be at least 1")
         require(self.scale > 0 and self.noise_floor > 0, "em.scale and em.noise_floor must be positive")
 
 
@@ -429,7 +433,8 @@ class Experiment:
         labelled = self.pretrain.augment == 0 or self.network.augment >= 2
         require(labelled, "pretrain.augment needs a label of at least 2: set network.augment (EDM: 9)")
         masked = self.objective.kind == "ambient" or self.network.mask_input == "one"
-        require(masked, f"network.mask_input '{self.network.mask_input}' is for objective 'ambient': others show no mask")
+        said = f"network.mask_input '{self.network.mask_input}' is for objective 'ambient': others show no mask"
+        require(masked, f"{said}. Set it to 'one' (--network.mask-input one).")
 
     @property
     def folder(self) -> Path:

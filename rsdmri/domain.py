@@ -92,7 +92,12 @@ class Domain(Protocol):
         ...
 
     def references(self, path: Path, size: Size) -> tuple[Image, list[str]]:
-        """The clean images of one size in references.h5 and their names; called by ``evaluate`` alone."""
+        """The clean images of one size in references.h5 and their names: what ``evaluate`` compares with, and, of other data than those
+        that are learned from, what ``em`` begins with."""
+        ...
+
+    def check_scale(self, references: Path, experiment: Any, size: Size) -> None:
+        """A :class:`UserError` unless clean images of one size have the scale that the experiment's data have."""
         ...
 
     def law(self, path: Path, experiment: Any = None) -> Law:

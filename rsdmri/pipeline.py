@@ -2,7 +2,8 @@
 
     prepare -> observations.h5 (+ references.h5) -> pretrain -> teacher -> distill -> generator -> sample -> evaluate -> report
 
-Evaluate and report have modules of their own. Clean references are opened by rsdmri.evaluation alone: nothing that learns sees them.
+Evaluate and report have modules of their own. The clean references of the data are opened by rsdmri.evaluation alone: nothing that learns
+sees them. (EM-Diffusion, a rival, begins with a few of other data: rsdmri.baselines.)
 """
 
 import dataclasses

@@ -7,12 +7,12 @@ A posterior is a denoiser that wraps a denoiser: f(x_t, s) = E[x | x_t] becomes 
     MMPS  p(y | x_t) = N(A f, sigma_y^2 + A V A^H), V = s^2 df/dx_t        (Rozet et al. 2024, arXiv 2405.13712)
           f + V A^H (sigma_y^2 + A V A^H)^-1 (y - A f)
     DPS   a step against the gradient of |y - A f|                         (Chung et al. 2023, arXiv 2209.14687)
-          f - scale (s^2 + sd^2) / sd^2 grad |y - A f|
+          f - scale sd sqrt(n) (s^2 + sd^2) / sd^2 grad |y - A f|, n real numbers an image
 
 V is the covariance of x given x_t, and symmetric: products with it are products with the transposed Jacobian, which autograd gives. The
 norm of DPS is each sample's own (the public code of EM-Diffusion takes that of the batch, which couples its images). DPS was published
-for variance-preserving diffusion and a thousand levels, with the step taken on x_t; here it is taken on the estimate, scaled as in that
-diffusion, so that it counts by the level and not by their number, and is never longer than what is left of the observation.
+for variance-preserving diffusion and a thousand levels, with the step taken on x_t and a length for 256 x 256 pixels; here it is taken on
+the estimate, scaled as in that diffusion, is longer the more pixels an image has, and never longer than what is left of the observation.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from .denoiser import Denoiser
 from .observations import Observation
 from .sampling import Denoise
 from .solvers import conjugate_gradients
-from .tensors import Image, PerSample, per_sample, squared, sum_samples
+from .tensors import Image, PerSample, per_sample, squared, sum_samples, to_channels
 
 
 def mmps(denoiser: Denoiser, obs: Observation, iterations: int = 3, noise_floor: float = 0.01) -> Denoise:
@@ -46,16 +46,17 @@ def mmps(denoiser: Denoiser, obs: Observation, iterations: int = 3, noise_floor:
     return denoise
 
 
-def dps(denoiser: Denoiser, obs: Observation, scale: float = 1.0) -> Denoise:
-    """f moved against the gradient of |y - A f|, sample by sample."""
+def dps(denoiser: Denoiser, obs: Observation, scale: float = 0.3) -> Denoise:
+    """f moved against the gradient of |y - A f|, sample by sample, by at most ``scale`` of sigma_data a pixel (root mean square)."""
     prior = denoiser.sigma_data**2
 
     def denoise(x_t: Image, sigma: PerSample) -> Image:
         f, pulled = _with_pullback(denoiser, x_t, sigma, obs)
         residual = _residual(obs, f)
         norm = sum_samples(squared(residual)).sqrt().clamp(min=1e-12)
+        step = scale * denoiser.sigma_data * to_channels(f[:1]).numel() ** 0.5
         # The gradient of the norm is -J^T A^H r / |r|. A step longer than the residual would leave the observation again.
-        factor = norm.clamp(max=scale) * (sigma**2 + prior) / prior / norm
+        factor = norm.clamp(max=step) * (sigma**2 + prior) / prior / norm
         return f + per_sample(factor, f) * pulled(obs.operator.adjoint(residual))
 
     return denoise

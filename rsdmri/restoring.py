@@ -1,11 +1,13 @@
 """Images made of observations, and learning from them as if they were clean: what L1-EDM and EM-Diffusion have in common.
 
-``images.h5`` has a group for each size, such as ``384x320``: ``images`` (N, C, H, W) and the ``index`` of each in the data set. It is made in
-parts, each of which appears whole; a run that was stopped goes on with the parts that are missing.
+``images.h5`` has a group for each size, such as ``384x320``: ``images`` (N, C, H, W) and the ``index`` of each in the data set; its attribute
+``seconds`` is the time that making them took. It is made in parts, each of which appears whole; a run that was stopped goes on with the
+parts that are missing.
 """
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,12 +109,13 @@ def _part_path(out: Path, number: int) -> Path:
 
 
 def _write_part(path: Path, data: Observations, samples: Sequence[int], restore: Restore, of: Mapping[str, Any]) -> str:
+    began = time.monotonic()
     images = restore(data.batch(samples), samples).cpu()
     if not torch.isfinite(torch.view_as_real(images) if images.is_complex() else images).all():
         raise UserError(f"NaN or infinity in the image of {data.names[samples[0]]} or one of the {len(samples) - 1} after it")
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file["images"], file["index"] = images.numpy(), list(samples)
-        file.attrs["of"] = json.dumps(of)
+        file.attrs["of"], file.attrs["seconds"] = json.dumps(of), time.monotonic() - began
     return ""  # nothing to say of it
 
 
@@ -128,10 +131,12 @@ def is_made(path: Path, of: Mapping[str, Any]) -> bool:
 def _join(out: Path, count: int, of: Mapping[str, Any]) -> None:
     """All parts as one file, a part in memory at a time, and the parts away."""
     rows: dict[str, int] = {}
+    seconds = 0.0
     with atomic(out) as temporary, h5py.File(temporary, "w") as file:
         for number in range(count):
             with h5py.File(_part_path(out, number), "r") as part:
                 stack, places = part["images"][()], part["index"][()]
+                seconds += float(part.attrs["seconds"])
             name = f"{stack.shape[-2]}x{stack.shape[-1]}"
             if name not in file:
                 shape = stack.shape[1:]
@@ -143,5 +148,5 @@ def _join(out: Path, count: int, of: Mapping[str, Any]) -> None:
                 dataset = file[f"{name}/{key}"]
                 dataset.resize(rows[name], axis=0)
                 dataset[start:] = values
-        file.attrs["of"] = json.dumps(of)
+        file.attrs["of"], file.attrs["seconds"] = json.dumps(of), seconds
     shutil.rmtree(out.parent / "parts")

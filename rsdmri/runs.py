@@ -26,7 +26,7 @@ from .files import read_json, sha256, write_json, write_text
 #: Options that may change between two starts of the same run: how long it is, how often it saves, how it is looked at.
 FREE = {
     *("images", "save", "save_minutes", "log", "snapshots", "select_every", "patience", "laps"),
-    *("checkpointing", "parts", "workers", "runs", "device", "sample", "evaluate", "clean"),
+    *("checkpointing", "parts", "workers", "runs", "device", "sample", "evaluate", "clean", "at_once"),
 }
 
 

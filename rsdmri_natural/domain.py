@@ -204,9 +204,15 @@ class Natural:
     def references(self, path: Path, size: Size) -> tuple[Image, list[str]]:
         try:
             with h5py.File(path, "r") as file:
-                return _scaled(file["images"][()]), [name.decode() for name in file["name"][()]]
+                images, names = file["images"], file["name"][()]
+                if images.shape[1:3] != size:
+                    return torch.zeros(0, 3, *size), []
+                return _scaled(images[()]), [name.decode() for name in names]
         except (OSError, KeyError) as error:
             raise UserError(f"{path}: not a file of references ({error}). Run rsdmri-natural prepare again.") from None
+
+    def check_scale(self, references: Path, experiment: NaturalExperiment, size: Size) -> None:
+        """Photographs have one scale."""
 
     def law(self, path: Path, experiment: NaturalExperiment | None = None) -> NaturalLaw:
         try:

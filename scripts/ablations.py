@@ -11,10 +11,11 @@ import argparse
 import dataclasses
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comparison import cell, compare, curve, finished, job_parser, judge_of, settings_of, values
+from comparison import cell, compare, curve, finished, job_parser, judge_of, run_jobs, settings_of, values
 from reproduce_small import draw_scans, experiment_of
 
 from rsdmri import pipeline
@@ -137,14 +138,15 @@ def main() -> int:
         "--variants", nargs="+", choices=[*VARIANTS], default=[*VARIANTS], metavar="NAME", help=f"of {', '.join(VARIANTS)}"
     )
     options = parser.parse_args()
+    code = 0
     if not options.table:
         if any(VARIANTS[name].row.startswith("mri") for name in options.variants):
             draw_scans(options.runs)
-        for seed in options.seeds:
-            for name in options.variants:
-                distilled(name, VARIANTS[name], seed, options)
+        code = run_jobs(
+            partial(distilled, name, VARIANTS[name], seed, options) for seed in options.seeds for name in options.variants
+        )
     print(table(options.results))
-    return 0
+    return code
 
 
 if __name__ == "__main__":

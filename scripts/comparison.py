@@ -12,7 +12,8 @@ Teachers of noisy data stop at the level of the noise (Ambient-Truncated); ``ful
 import argparse
 import dataclasses
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,27 @@ def finished(path: Path, experiment: Experiment, key: str = "settings") -> dict[
     if not path.exists():
         return None
     result = dict(read_json(path))
-    wanted = settings_of(experiment)
-    if with_new_options(result[key], wanted, settings_of(type(experiment)())) != wanted:
+    if not same_settings(result[key], experiment):
         raise UserError(f"{path}: of other settings. Move it away, or take another folder with --results.")
     return result
+
+
+def same_settings(kept: dict[str, Any], experiment: Experiment) -> bool:
+    """Whether settings that were written are those of an experiment; options that did not exist then count as their defaults."""
+    wanted = settings_of(experiment)
+    return with_new_options(kept, wanted, settings_of(type(experiment)())) == wanted
+
+
+def run_jobs(jobs: Iterable[Callable[[], object]]) -> int:
+    """Runs all of them, and returns the exit code: what a user can mend of one is said, and does not stop the others."""
+    code = 0
+    for job in jobs:
+        try:
+            job()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            code = error.exit_code
+    return code
 
 
 def compare(experiment: Experiment, domain: Domain, plus: float, n: int, path: Path) -> dict[str, Any]:

@@ -7,14 +7,16 @@ Photographs are 16 x 16, drawn heads 32 x 32 with eight coils. Each (row, seed) 
 what is done is read. ``--table`` prints what there is. What is fair is said in comparison.py.
 """
 
+import argparse
 import dataclasses
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from comparison import ROWS, cell, compare, job_parser, lengthened, remarks, values, verdict
+from comparison import ROWS, cell, compare, job_parser, lengthened, remarks, run_jobs, values, verdict
 
 from rsdmri.config import Experiment
 from rsdmri.domain import Domain
@@ -63,6 +65,12 @@ def experiment_of(row: str, seed: int, runs: Path, images: Path | None, plus: fl
         **common,
     )
     return lengthened(experiment, plus, 4), Natural(), 500
+
+
+def run_job(row: str, seed: int, options: argparse.Namespace) -> None:
+    """One (row, seed)."""
+    experiment, domain, n = experiment_of(row, seed, options.runs, options.images)
+    compare(experiment, domain, PLUS, n, options.results / f"{experiment.name}.json")
 
 
 def draw_scans(runs: Path) -> None:
@@ -123,17 +131,15 @@ def main() -> int:
         "--rows", nargs="+", choices=rows, default=rows, metavar="ROW", help=f"of {', '.join(rows)}; default: all"
     )
     options = parser.parse_args()
+    code = 0
     if not options.table:
         if options.images is None and set(options.rows) & NATURAL.keys():
             parser.error("--images FILE is needed for the rows of photographs")
         if set(options.rows) & ACCELERATIONS.keys():
             draw_scans(options.runs)
-        for seed in options.seeds:
-            for row in options.rows:
-                experiment, domain, n = experiment_of(row, seed, options.runs, options.images)
-                compare(experiment, domain, PLUS, n, options.results / f"{experiment.name}.json")
+        code = run_jobs(partial(run_job, row, seed, options) for seed in options.seeds for row in options.rows)
     print(table(options.results, rows))
-    return 0
+    return code
 
 
 if __name__ == "__main__":

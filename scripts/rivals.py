@@ -4,35 +4,30 @@
     python scripts/rivals.py --table
 
     l1           L1-wavelet reconstructions themselves, and EDM trained on them as long as teacher+ (MRI)
-    em           EM-Diffusion from 50 clean images that are not among the data
-    consistency  Ambient-Consistency with coefficient 0.1, 1, 10 (noise), as long as the teacher
+    em           EM-Diffusion from 50 clean images that are not among the data; its models see as many images as teacher+ in all
+    consistency  Ambient-Consistency with coefficient 0.1, 1, 10 (noise), as long as teacher+
     dmd, sds     the row's own teacher distilled by another divergence (run reproduce_small.py for the row first)
 
-No rival is handicapped: three candidate settings of each (CANDIDATES) are tried in seed 0 at a third of its length, the best by the true
-metric is run at full length; for Ambient-Consistency these are the three coefficients, all at full length. What is trained is given the best
-average of its training by the true metric, as the teachers are. Each job goes on where it was stopped; what is done is read.
+Ambient-Full and Ambient-Truncated are the rows `full` and `teacher` of reproduce_small.py. No rival is to be handicapped: of each, three
+candidate settings are tried in seed 0 at a third of its length, and the best by the true metric is run at full length in every seed; for
+Ambient-Consistency these are the three coefficients, all at full length. Each job goes on where it was stopped; what is done is read.
 """
 
 import argparse
 import dataclasses
+import re
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ablations import teacher_of
-from comparison import best, cell, curve, finished, job_parser, judge_of, lengthened, scored, seconds, settings_of, swd, values
-from reproduce_small import ACCELERATIONS, NATURAL, draw_heads, draw_scans, experiment_of, make_maps
+from comparison import cell, finished, job_parser, lengthened, run_jobs, same_settings, swd, values
+from reproduce_small import ACCELERATIONS, NATURAL, draw_scans, experiment_of
+from rival_runs import Job, action, prepared, row_result
 
-from rsdmri import baselines, pipeline
 from rsdmri.config import EMConfig, Experiment
-from rsdmri.domain import Domain
-from rsdmri.evaluation import side_of
 from rsdmri.files import read_json, write_json
-from rsdmri.generation import read_samples
-from rsdmri.logs import read_log
-from rsdmri.restoring import read_images
-from rsdmri.runs import observations_path
 
 COEFFICIENTS = (0.1, 1.0, 10.0)
 PAIRS = [
@@ -41,252 +36,122 @@ PAIRS = [
     *(("noise_0.2", f"consistency_{weight:g}") for weight in COEFFICIENTS),
     *((row, way) for row in ("noise_0.2", "inpainting_0.9", "blur", "mri_r4", "mri_r8") for way in ("dmd", "sds")),
 ]
-CLEAN_VOLUMES = 7  # drawn heads of eight slices: 56 clean images, of which EM-Diffusion takes 50
-
-
-#: Settings that are tried, by rival: a section of the experiment and its fields there.
-CANDIDATES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
-    "l1": {
-        "lam of the default": ("l1", {}),
-        "lam auto": ("l1", {"lam": "auto"}),
-        "lam 2e-3": ("l1", {"lam": 2e-3}),
-    },
-    "em": {
-        "mmps, 1 step": ("em", {"method": "mmps", "iterations": 1}),
-        "mmps, 3 steps": ("em", {"method": "mmps", "iterations": 3}),
-        "dps": ("em", {"method": "dps"}),
-    },
-}
-RATES = {"rate of the row": 1.0, "half the rate": 0.5, "twice the rate": 2.0}  # of the generator, for other divergences
+RATES = {"rate of the row": 1.0, "half the rate": 0.5, "twice the rate": 2.0}  # of the generator
 TRIED = 0  # the seed of the candidates
+LAPS = 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One (row, rival, seed): the experiment of the row, that of the rival, and the folder that it trains in."""
-
-    row: Experiment
-    experiment: Experiment
-    domain: Domain
-    n: int
-    name: str
-    folder: Path
-    options: argparse.Namespace
-
-
-def l1(job: Job) -> dict[str, Any]:
-    """The reconstructions in the place of the observations, and EDM on them."""
-    # A folder of its own: every candidate has other reconstructions.
-    experiment = dataclasses.replace(_edm(job, learns_from="restored"), name=f"{job.row.name}-{job.folder.name}")
-    _prepared(experiment, job.domain)
-    path = baselines.restore(experiment, job.domain)
-    data = job.domain.observations(observations_path(experiment), experiment)
-    judge = judge_of(experiment, job.domain, job.n)
-    images = read_images(path, data, pipeline.restored_of(experiment, job.domain))
-    restored = side_of(job.domain, images.batch(list(judge.row_samples)).y, judge.law)
-    run = pipeline.pretrain(experiment, job.domain)
-    found = _trained(job, experiment, run, "L1-EDM")
-    found["rows"] = {"L1": {"metrics": judge.shown(restored), "proximal": {}}, **found["rows"]}
-    return found
-
-
-def em(job: Job) -> dict[str, Any]:
-    """EM-Diffusion; its best lap."""
-    options = dataclasses.replace(job.experiment.em, clean=_clean_images(job))
-    experiment = dataclasses.replace(_edm(job), em=options)
-    baselines.em(experiment, job.domain, job.folder)
-    judge = judge_of(experiment, job.domain, job.n)
-    laps = [f"lap_{lap}" for lap in range(1, options.laps + 1)]
-    runs = {name: job.folder / name for name in ("first", *laps)}
-    scores = {
-        name: scored(judge, pipeline.load(run, job.domain, experiment).sample(range(judge.n))) for name, run in runs.items()
-    }
-    chosen = min(laps, key=lambda name: swd(scores[name]))
-    took = sum(read_log(run / "metrics.jsonl")[-1]["seconds"] for run in runs.values())
-    return {
-        "rows": {"EM-Diffusion": scores[chosen]},
-        "training_seconds": {"EM-Diffusion": took},  # the drawing of images not included
-        "seconds_per_image": {"EM-Diffusion": _time(job, experiment, runs[chosen])},
-        "swd": {name: round(swd(found), 1) for name, found in scores.items()},
-        "settings": settings_of(experiment),
-    }
-
-
-def consistency(job: Job) -> dict[str, Any]:
-    """A Tweedie teacher with the penalty, as long as the row's teacher; sampled down to zero, which is what the penalty is for."""
-    weight = float(job.name.partition("_")[2])
-    objective = dataclasses.replace(job.row.objective, consistency=weight)
-    alone = dataclasses.replace(job.row, objective=objective, sample=dataclasses.replace(job.row.sample, stop=0.0))
-    experiment = lengthened(alone, 0.5, 8)  # the row's is already twice as long
-    run = pipeline.pretrain(experiment, job.domain, job.folder)
-    return _trained(job, experiment, run, f"Ambient-Consistency {weight:g}")
-
-
-def divergence(job: Job) -> dict[str, Any]:
-    """The row's teacher, distilled by distribution matching or score distillation sampling; the last average, as RSD's."""
-    distill = dataclasses.replace(job.experiment.distill, divergence="dmd" if job.name == "dmd" else "sds")
-    experiment = dataclasses.replace(job.experiment, distill=distill)
-    teacher = teacher_of(job.row, job.options.results / f"{job.row.name}.json")
-    run = pipeline.distill(experiment, job.domain, job.folder, teacher)
-    judge = judge_of(experiment, job.domain, job.n)
-    found = curve(experiment, job.domain, judge, run)
-    last = max(found, key=int)
-    name = f"D-{job.name.upper()}"
-    return {
-        "rows": {name: found[last]},
-        "training_seconds": {name: seconds(run, int(last))},
-        "seconds_per_image": {name: _time(job, experiment, run)},
-        "settings": settings_of(experiment),
-    }
-
-
-def _edm(job: Job, **fields: Any) -> Experiment:
-    """The row with an unconditional teacher of images."""
-    objective = dataclasses.replace(job.experiment.objective, kind="standard", **fields)
-    return dataclasses.replace(job.experiment, objective=objective)
-
-
-def _trained(job: Job, experiment: Experiment, run: Path, name: str) -> dict[str, Any]:
-    """The best average of a training."""
-    judge = judge_of(experiment, job.domain, job.n)
-    found = curve(experiment, job.domain, judge, run)
-    chosen = best(found, experiment.pretrain.images, experiment.pretrain.batch)
-    return {
-        "rows": {name: found[chosen]},
-        "training_seconds": {name: seconds(run, int(chosen))},
-        "seconds_per_image": {name: _time(job, experiment, run)},
-        "swd": {at: round(swd(scores), 1) for at, scores in found.items()},
-        "settings": settings_of(experiment),
-    }
-
-
-def _time(job: Job, experiment: Experiment, run: Path) -> float:
-    pipeline.sample(experiment, job.domain, run=run)
-    return float(read_samples(run / "samples.h5")[1]["seconds_per_image"])
-
-
-def _prepared(experiment: Experiment, domain: Domain) -> None:
-    if not observations_path(experiment).exists():
-        pipeline.prepare(experiment, domain)
-
-
-def _clean_images(job: Job) -> Path:
-    """references.h5 of images that are in no data set of the rows: photographs of the test split, heads of another seed."""
-    runs = job.options.runs
-    path = runs / f"clean-{'mri' if job.row.name.startswith('mri') else 'faces'}" / "prepare" / "references.h5"
-    if path.exists():
-        return path
-    data: Any = job.row.data  # type: ignore[attr-defined]
-    if job.row.name.startswith("mri"):
-        draw_heads(runs / "clean", CLEAN_VOLUMES, seed=1000)
-        for scan in sorted((runs / "clean").glob("phantom_*.h5")):
-            scan.rename(scan.with_name(scan.name.replace("phantom", "clean")))  # volumes are known by their names
-        make_maps(runs / "clean", runs / "clean_maps")
-        data = dataclasses.replace(data, kspace=(runs / "clean",), maps=runs / "clean_maps", accel=1.0)
-    else:
-        data = dataclasses.replace(data, split="test", corruption="noise", noise_std=0.0)
-    objective = dataclasses.replace(job.row.objective, kind="standard")
-    clean = dataclasses.replace(job.row, data=data, objective=objective, name=path.parent.parent.name)  # type: ignore[call-arg]
-    pipeline.prepare(clean, job.domain)
-    return path
-
-
-def action(rival: str) -> Callable[[Job], dict[str, Any]]:
-    """What makes the result of a rival."""
+def candidates_of(row: Experiment, rival: str) -> dict[str, Experiment]:
+    """The row as the rival trains on it, by candidate setting; one alone where there is nothing to choose."""
+    if rival == "l1":
+        edm = _standard(row, learns_from="restored")
+        weights = {"lam of the default": None, "lam auto": "auto", "lam 2e-3": 2e-3}
+        return {name: _with(edm, "l1", lam=lam) for name, lam in weights.items()}
+    if rival == "em":
+        images = row.pretrain.images // (LAPS + 1)
+        edm = dataclasses.replace(_standard(row), em=EMConfig(laps=LAPS, first=images, lap=images))
+        ways: dict[str, dict[str, Any]] = {
+            "mmps, 1 step, 18 levels": {"method": "mmps", "iterations": 1, "steps": 18},
+            "mmps, 3 steps, 10 levels": {"method": "mmps", "iterations": 3, "steps": 10},
+            "dps, 18 levels": {"method": "dps", "steps": 18},
+        }
+        return {name: _with(edm, "em", **fields) for name, fields in ways.items()}
     if rival.startswith("consistency"):
-        return consistency
-    return {"l1": l1, "em": em, "dmd": divergence, "sds": divergence}[rival]
+        penalised = _with(row, "objective", consistency=float(rival.partition("_")[2]))
+        return {"": _with(penalised, "sample", stop=0.0)}  # down to zero, which is what the penalty is for
+    rate = row.distill.lr_generator
+    return {name: _with(row, "distill", divergence=rival, lr_generator=times * rate) for name, times in RATES.items()}
 
 
-def candidates_of(rival: str, row: Experiment) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The settings that are tried; none where there is nothing to choose."""
-    if rival in ("dmd", "sds"):
-        return {name: ("distill", {"lr_generator": times * row.distill.lr_generator}) for name, times in RATES.items()}
-    return CANDIDATES.get(rival, {})
-
-
-def settled(row: Experiment, rival: str, candidate: str | None) -> Experiment:
-    """The row with a candidate's settings."""
-    em = EMConfig(laps=4, first=16_000, lap=16_000, steps=10)
-    experiment = dataclasses.replace(row, em=em)
-    if candidate is None:
-        return experiment
-    section, fields = candidates_of(rival, row)[candidate]
+def _with(experiment: Experiment, section: str, **fields: Any) -> Experiment:
     return dataclasses.replace(experiment, **{section: dataclasses.replace(getattr(experiment, section), **fields)})
+
+
+def _standard(row: Experiment, **fields: Any) -> Experiment:
+    """The row with an unconditional teacher of images."""
+    return _with(row, "objective", kind="standard", **fields)
 
 
 def shortened(experiment: Experiment) -> Experiment:
     """A third of the length of whatever a rival trains; of EM-Diffusion the first model and one lap of four."""
-    return dataclasses.replace(
-        lengthened(experiment, 1 / 3, 8),
-        distill=dataclasses.replace(experiment.distill, images=experiment.distill.images // 3, snapshots=1),
-        em=dataclasses.replace(experiment.em, laps=1),
-    )
+    short = lengthened(experiment, 1 / 3, 8)
+    return _with(_with(short, "distill", images=experiment.distill.images // 3, snapshots=1), "em", laps=1)
 
 
-def chosen_candidate(row: str, rival: str, options: argparse.Namespace) -> str | None:
-    """The candidate of the lowest swd after a third of the length; what was found is kept beside the results."""
+def _job(row: Experiment, experiment: Experiment, name: str, domain: Any, n: int, options: argparse.Namespace) -> Job:
+    """The job that trains as ``name`` says. Reconstructions have a place of their own in an experiment: L1 is one of its own."""
+    if experiment.objective.learns_from == "restored":
+        experiment = dataclasses.replace(experiment, name=f"{row.name}-{name}")
+    return Job(row, experiment, domain, n, row.folder / name, options)
+
+
+def chosen_candidate(row: str, rival: str, options: argparse.Namespace) -> str:
+    """The candidate of the lowest swd after a third of the length; what was found is kept beside the results, with its settings."""
     experiment, domain, n = experiment_of(row, TRIED, options.runs, options.images)
-    names = candidates_of(rival, experiment)
-    if not names:
-        return None
+    found = candidates_of(experiment, rival)
+    if len(found) == 1:
+        return next(iter(found))
     path = options.results / f"{row}-{rival}-candidates.json"
-    _prepared(experiment, domain)
-    kept = finished(path, experiment, "row") or {"row": settings_of(experiment), "candidates": {}}
-    for number, name in enumerate(names):
-        if name not in kept["candidates"]:
-            tried = shortened(settled(experiment, rival, name))
-            folder = experiment.folder / f"{rival}-candidate-{number}"
-            scores = action(rival)(Job(experiment, tried, domain, n, rival, folder, options))["rows"]
-            kept["candidates"][name] = swd(scores[[*scores][-1]])  # L1-EDM stands below the reconstructions themselves
+    kept: dict[str, Any] = dict(read_json(path)) if path.exists() else {}
+    prepared(experiment, domain)
+    for name, candidate in found.items():
+        job = _job(experiment, shortened(candidate), f"{rival}-{slug(name)}", domain, n, options)
+        if name not in kept or not same_settings(kept[name]["settings"], job.experiment):
+            result = action(rival)(job)
+            scores = {shown: swd(scores) for shown, scores in result["rows"].items()}
+            kept = {**kept, name: {"swd": scores, "settings": result["settings"]}}
             write_json(path, kept)
-    return min(names, key=lambda name: float(kept["candidates"][name]))
+    return min(found, key=lambda name: last_of(kept[name]["swd"]))
+
+
+def slug(name: str) -> str:
+    """A candidate's name in that of a folder."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def last_of(scores: dict[str, float]) -> float:
+    """What a candidate is judged by: L1-EDM stands below the reconstructions themselves."""
+    return [*scores.values()][-1]
 
 
 def run_job(row: str, rival: str, seed: int, options: argparse.Namespace) -> None:
     """One job; a result that is there is left alone."""
     experiment, domain, n = experiment_of(row, seed, options.runs, options.images)
-    path = options.results / f"{row}-{rival}-seed{seed}.json"
-    if finished(path, experiment, "row") is not None:
-        return
-    _prepared(experiment, domain)
+    if rival in ("dmd", "sds"):
+        teacher_of(experiment, row_result(experiment, options))  # said before hours of work, if it is not there
     candidate = chosen_candidate(row, rival, options)
-    full = settled(experiment, rival, candidate)
-    result = action(rival)(Job(experiment, full, domain, n, rival, experiment.folder / rival, options))
-    head = {"name": f"{row}-{rival}", "seed": seed, "n": n, "candidate": candidate, "row": settings_of(experiment)}
-    write_json(path, {**head, **result})
+    job = _job(experiment, candidates_of(experiment, rival)[candidate], rival, domain, n, options)
+    path = options.results / f"{row}-{rival}-seed{seed}.json"
+    if finished(path, job.experiment) is not None:
+        return
+    prepared(experiment, domain)
+    result = action(rival)(job)
+    write_json(path, {"name": f"{row}-{rival}", "seed": seed, "n": n, "candidate": candidate, **result})
 
 
 def table(folder: Path) -> str:
     """What there is, in Markdown: the rows of reproduce_small.py and the rivals, mean and spread over the seeds that each has."""
     lines = ["| corruption | row | swd | proximal swd | s of training | ms an image | seeds |", "|---" * 7 + "|"]
     for row in dict.fromkeys(row for row, _ in PAIRS):
-        ours = [dict(read_json(path)) for path in sorted(folder.glob(f"{row}-seed*.json"))]
-        theirs = [
-            [dict(read_json(path)) for path in sorted(folder.glob(f"{row}-{rival}-seed*.json"))]
-            for of, rival in PAIRS
-            if of == row
-        ]
-        for results in [ours, *theirs]:
+        names = [row, *(f"{row}-{rival}" for of, rival in PAIRS if of == row)]
+        for results in ([dict(read_json(path)) for path in sorted(folder.glob(f"{name}-seed*.json"))] for name in names):
             for name in dict.fromkeys(name for result in results for name in result["rows"]):
-                seeds = " ".join(str(result["seed"]) for result in results)
-                times = [result[key].get(name) for key in ("training_seconds", "seconds_per_image") for result in results]
-                took = [time for time in times[: len(results)] if time is not None]
-                each = [1000 * time for time in times[len(results) :] if time is not None]
-                proximal = [r for r in results if r["rows"].get(name, {}).get("proximal")]
+                took = [result["training_seconds"][name] for result in results if name in result["training_seconds"]]
+                each = [1000 * result["seconds_per_image"][name] for result in results if name in result["seconds_per_image"]]
+                proximal = [result for result in results if result["rows"].get(name, {}).get("proximal")]
                 cells = [row, name, cell(values(results, name)), cell(values(proximal, name, group="proximal")), cell(took, 0)]
-                lines.append(f"| {' | '.join([*cells, cell(each), seeds])} |")
+                lines.append(f"| {' | '.join([*cells, cell(each), ' '.join(str(r['seed']) for r in results)])} |")
     return "\n".join(lines)
 
 
 def tried_table(folder: Path) -> str:
-    """The candidates of every rival, in Markdown; the lowest one was taken."""
+    """The candidates of every rival, in Markdown; the first one was taken."""
     lines = ["| corruption | rival | candidate: swd after a third of the length |", "|---" * 3 + "|"]
     for row, rival in PAIRS:
         path = folder / f"{row}-{rival}-candidates.json"
         if path.exists():
-            found = sorted(read_json(path)["candidates"].items(), key=lambda item: float(item[1]))
-            lines.append(f"| {row} | {rival} | {', '.join(f'{name}: {score:.1f}' for name, score in found)} |")
+            found = sorted(((name, last_of(kept["swd"])) for name, kept in read_json(path).items()), key=lambda item: item[1])
+            lines.append(f"| {row} | {rival} | {'; '.join(f'{name}: {score:.1f}' for name, score in found)} |")
     return "\n".join(lines)
 
 
@@ -299,17 +164,16 @@ def main() -> int:
         "--rivals", nargs="+", choices=names, default=names, metavar="ROW-RIVAL", help=f"of {', '.join(names)}; default: all"
     )
     options = parser.parse_args()
+    code = 0
     if not options.table:
         chosen = [pair for pair, name in zip(PAIRS, names, strict=True) if name in options.rivals]
         if options.images is None and {row for row, _ in chosen} & NATURAL.keys():
             parser.error("--images FILE is needed for the rows of photographs")
         if {row for row, _ in chosen} & ACCELERATIONS.keys():
             draw_scans(options.runs)
-        for seed in options.seeds:
-            for row, rival in chosen:
-                run_job(row, rival, seed, options)
+        code = run_jobs(partial(run_job, row, rival, seed, options) for seed in options.seeds for row, rival in chosen)
     print(f"{table(options.results)}\n\n{tried_table(options.results)}")
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ with the lowest proximal swd, the gap; and, as RSD 5.4, after how many images an
 import argparse
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ablations import teacher_of
-from comparison import cell, finished, job_parser, settings_of
+from comparison import cell, finished, job_parser, run_jobs, settings_of
 from reproduce_small import draw_scans, experiment_of
 
 from rsdmri import pipeline
@@ -82,14 +83,13 @@ def main() -> int:
     parser = job_parser(__doc__)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
     options = parser.parse_args()
+    code = 0
     if not options.table:
         if "mri_r4" in options.rows:
             draw_scans(options.runs)
-        for seed in options.seeds:
-            for row in options.rows:
-                followed(row, seed, options)
+        code = run_jobs(partial(followed, row, seed, options) for seed in options.seeds for row in options.rows)
     print(table(options.results))
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -227,12 +227,17 @@ def test_laps_are_not_done_again(laps, place):
 
 def test_laps_of_other_options_are_not_mixed(laps, place, capsys):
     """Said before anything is trained: the laps that are there stay as they are."""
-    before = {path: path.stat().st_mtime_ns for path in laps.rglob("*") if path.is_file() and path.name != "config.yaml"}
+
+    def files():
+        kept = [path for path in laps.rglob("*") if path.is_file() and path.name not in ("config.yaml", "lock")]
+        return {path: path.stat().st_mtime_ns for path in kept}
+
+    before = files()
     clean = ["--em.clean", place / "runs/clean/prepare/references.h5"]
     for flag, value in (("--em.count", 5), ("--em.first", 4800), ("--em.steps", 11), ("--sample.rho", 6)):
         run("em", *flags(place), *clean, flag, value, code=1)
         assert "holds a run with other settings" in capsys.readouterr().err
-    assert {path: path.stat().st_mtime_ns for path in laps.rglob("*") if path.is_file() and path.name != "config.yaml"} == before
+    assert files() == before
 
 
 @pytest.mark.parametrize(
@@ -243,7 +248,7 @@ def test_whose_an_image_is(name, domain, volume):
 
 
 @pytest.mark.parametrize("method", ["mmps", "dps"])
-def test_em_on_photographs(method, tmp_path):
+def test_em_on_photographs(method, tmp_path, capsys):
     np.savez(tmp_path / "pictures.npz", train=pictures(8), test=pictures(30)[8:])
     where = ["--data.images", tmp_path / "pictures.npz", "--data.size", 16, "--runs", tmp_path / "runs"]
     small = ["--network.channels", 8, "--network.multipliers", 1, 2, "--pretrain.batch", 4, "--objective.kind", "standard"]
@@ -253,13 +258,18 @@ def test_em_on_photographs(method, tmp_path):
     short = ["--em.first", 8, "--em.lap", 8, "--em.laps", 1, "--em.steps", 3]
     assert run_command(NATURAL, "em", *where, "--name", "x", *small, *options, *short) == 0
     assert load_description(tmp_path / "runs/x/em/lap_1").images == 8
+    other = ["--data.size", 8, "--name", "other", "--data.split", "test", "--data.missing", 0]
+    assert run_command(NATURAL, "prepare", *where, *other) == 0
+    options[1] = tmp_path / "runs/other/prepare/references.h5"
+    assert run_command(NATURAL, "em", *where, "--name", "x", *small, *options, *short, "--out", tmp_path / "em") == 1
+    assert "0 clean images of 16 x 16, the size of the data" in " ".join(capsys.readouterr().err.split())
 
 
 BAD = {
     "no clean images": ({}, 2, "name the references.h5 of other data with --em.clean"),
     "not there": ({"--em.clean": "nowhere.h5"}, 1, "nowhere.h5: no such file"),
-    "too few": ({"--em.count": 50}, 1, "8 clean images of 16 x 16, and em.count asks for 50"),
-    "overlap": ({"--em.clean": "small"}, 1, "are of what is learned from"),
+    "too few": ({"--em.count": 50}, 1, "8 clean images of 16 x 16, the size of the data, and em.count asks for 50"),
+    "overlap": ({"--em.clean": "small"}, 1, "have the names of what is learned from"),
     "masked": ({"--objective.kind": "ambient"}, 2, "objective.kind must be 'standard'"),
 }
 
@@ -276,6 +286,26 @@ def test_what_cannot_work_is_said(case, place, capsys):
     run("em", *flags(place), *out, *(part for pair in options.items() for part in pair), code=code)
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (place / "bad").exists()
+
+
+def test_clean_images_of_another_brightness_are_refused(place, tmp_path, capsys):
+    """K-space is divided by what its ACS lines hold: of other lines, other images."""
+    shutil.copytree(place / "runs/clean/prepare", tmp_path / "clean")
+    path = tmp_path / "clean/references.h5"
+    with h5py.File(path, "r+") as file:
+        file["16x16"].attrs["acs"] += 1
+    run("em", *flags(place), "--em.clean", path, "--out", tmp_path / "em", code=1)
+    assert "not equally bright" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "em").exists()
+
+
+def test_images_are_drawn_in_batches_of_any_size(place, laps, tmp_path):
+    """And a part says how long it took, which is what a comparison of methods needs."""
+    clean = ["--em.clean", place / "runs/clean/prepare/references.h5"]
+    run("em", *flags(place), *clean, "--em.at-once", 5, "--em.laps", 1, "--out", tmp_path)
+    with h5py.File(tmp_path / "lap_1/images.h5") as fives, h5py.File(laps / "lap_1/images.h5") as all:
+        assert np.allclose(fives["16x16/images"][()], all["16x16/images"][()], atol=1e-4)
+        assert fives.attrs["seconds"] > 0
 
 
 def test_fewer_than_fifty_are_not_used_by_default():

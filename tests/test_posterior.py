@@ -17,7 +17,7 @@ from rsdmri.observations import Observation, observe
 from rsdmri.operators import Identity, LinearOperator
 from rsdmri.posterior import dps, mmps
 from rsdmri.sampling import ancestral, heun, levels, noises, sample_generator
-from rsdmri.tensors import make_generator, randn, to_channels, to_complex
+from rsdmri.tensors import make_generator, per_sample, randn, to_channels, to_complex
 from rsdmri_natural.operators import Blur, Inpainting, SuperResolution, gaussian_kernel
 
 SIZE = (6, 8)
@@ -141,9 +141,10 @@ def test_dps_is_the_step_of_its_formula():
     f = prior(x_t, sigma)
     norm = (obs.y - obs.operator.forward(f)).square().sum().sqrt()
     (gradient,) = torch.autograd.grad(norm, x_t)
-    assert float(norm.detach()) > 0.7  # a step is never longer than this
-    expected = f - 0.7 * (0.5**2 + prior.sigma_data**2) / prior.sigma_data**2 * gradient
-    assert torch.allclose(dps(prior, obs, 0.7)(x_t.detach(), sigma), expected.detach(), atol=1e-10)
+    step = 0.2 * prior.sigma_data * (SIZE[0] * SIZE[1]) ** 0.5
+    assert float(norm.detach()) > step  # a step is never longer than what is left
+    expected = f - step * (0.5**2 + prior.sigma_data**2) / prior.sigma_data**2 * gradient
+    assert torch.allclose(dps(prior, obs, 0.2)(x_t.detach(), sigma), expected.detach(), atol=1e-10)
 
 
 def test_dps_does_not_couple_the_images_of_a_batch():
@@ -215,9 +216,27 @@ def test_dps_does_not_step_beyond_the_observation():
     left = []
     for count in (10, 40):
         noise = noises([sample_generator(1)], (1, *SIZE), torch.float64)
-        x = heun(dps(prior, obs, 1.0), noise, levels(count, 0.01, 20.0))
+        x = heun(dps(prior, obs), noise, levels(count, 0.01, 20.0))
         left.append(float(obs.operator.restrict(x - obs.y).norm()))
     assert max(left) < 0.1  # a constant step leaves 0.3 and 0.9
+
+
+@pytest.mark.parametrize("side", [16, 96])
+def test_dps_reaches_the_observation_whatever_the_size(side):
+    """Of images of any size, by the default of ten levels; a step of one length for all leaves all of a large one."""
+
+    class White(torch.nn.Module):
+        sigma_data = 0.5
+
+        def denoise(self, x_t, sigma, operator):
+            return x_t * per_sample(0.25 / (sigma**2 + 0.25), x_t)
+
+    generator = make_generator(0)
+    y = 0.5 * randn((1, 1, side, side), torch.float64, generator)
+    obs = Observation(y, Identity(torch.zeros(1)), torch.zeros(1, dtype=torch.float64))
+    noise = noises([sample_generator(1)], (1, side, side), torch.float64)
+    x = heun(dps(White(), obs), noise, levels(10, 0.02, 80.0).double())
+    assert float((x - y).norm() / y.norm()) < 0.05
 
 
 @pytest.mark.parametrize("method", [mmps, dps])

@@ -117,6 +117,24 @@ def test_an_image_is_not_finished_before_it_began():
     assert not torch.allclose(few, l1_wavelet(operator, y, 1e-5, iterations=1, tolerance=1.0), atol=1e-6)
 
 
+def test_random_shifts_end_where_changes_fall_no_more():
+    """They keep moving the image by more than any tolerance that is worth asking for."""
+    operator, y, _ = problem(noise=0.01, n=1)
+    calls = []
+
+    class Counted(Wavelet):
+        def shrink(self, x, threshold, shift):
+            calls.append(shift)
+            return super().shrink(x, threshold, shift)
+
+    settled = l1_wavelet(operator, y, 2e-3, Counted(), iterations=400, tolerance=1e-12)
+    assert 30 < len(calls) < 200 and len(calls) % 10 == 0
+    assert torch.equal(settled, l1_wavelet(operator, y, 2e-3, iterations=len(calls), tolerance=0))
+    calls.clear()
+    l1_wavelet(operator, y, 2e-3, Counted(), iterations=250, tolerance=0)
+    assert len(calls) == 250
+
+
 def test_threads_change_nothing():
     operator, y, _ = problem(n=3)
     alone = l1_wavelet(operator, y, 1e-3, iterations=10)
@@ -406,6 +424,15 @@ def test_maps_of_another_matrix_are_refused(scans, tmp_path):
         reconstruct_files([scans / "0.h5"], tmp_path / "out", config(scans, maps=tmp_path / "maps"))
 
 
+def test_maps_with_nan_are_refused(scans, tmp_path):
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "0.maps.h5").write_bytes((scans / "maps" / "0.maps.h5").read_bytes())
+    with h5py.File(tmp_path / "maps" / "0.maps.h5", "a") as file:
+        file["maps"][0, 0, 3, 4] = np.nan
+    with pytest.raises(UserError, match=r"0.maps.h5: coil maps with NaN or infinity"):
+        reconstruct_files([scans / "0.h5"], tmp_path / "out", config(scans, maps=tmp_path / "maps"))
+
+
 def test_scans_are_not_overwritten(scans):
     with pytest.raises(UserError, match="the scans lie there"):
         reconstruct_files([scans], scans, config(scans))
@@ -418,6 +445,9 @@ def test_scans_are_not_overwritten(scans):
         (["--lam", "-1", "--method", "sense"], "lam must not be negative"),
         (["--method", "sense", "--lam", "auto"], "for l1 alone"),
         (["--backend", "sigpy", "--levels", "3"], "levels cannot be chosen with the backend sigpy"),
+        (["--backend", "sigpy", "--lam", "auto"], "lam auto is for the backend torch"),
+        (["--backend", "sigpy", "--tolerance", "1e-5"], "the backend sigpy has no tolerance"),
+        (["--method", "sense", "--wavelet", "haar"], "wavelet and levels are for l1"),
         (["--iterations", "0"], "iterations must be at least 1"),
         (["--accel", "0.5"], "accel must be at least 1"),
     ],

@@ -110,7 +110,7 @@ def _domain() -> "Domain":
 
 def _implied(arguments: Sequence[str]) -> str | None:
     """``--accel 4`` alone means the configuration mri/r4; an acceleration without one needs a configuration to be named."""
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, value in zip(arguments, [*arguments, ""][1:], strict=True):
         name, _, inline = flag.partition("=")
         if name in ("-R", "--accel"):
             with suppress(ValueError):  # what is no number is the parser's to say

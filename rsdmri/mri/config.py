@@ -6,6 +6,8 @@ from typing import Literal
 
 from ..config import Experiment, require, section
 
+TOLERANCE = 3e-4  # of the change in an iteration of L1-wavelet
+
 
 @section
 class MRIData:
@@ -199,8 +201,9 @@ class ReconstructConfig:
     """Levels of the wavelet transform; by default as many as leave 16 pixels."""
     iterations: int | None = None
     """At most so many; by default 50, of sense 30, of sigpy 100."""
-    tolerance: float = 3e-4
-    """An image is finished when an iteration changes it by less than this part of its norm; sense: when that is left of the residual."""
+    tolerance: float = TOLERANCE
+    """An image is finished when an iteration changes it by less than this part of its norm, or when its changes fall no more; 0: after all
+    iterations. sense: when that is left of the residual."""
     nifti: bool = False
     """Also write <stem>.nii.gz (extra [io])."""
     dicom: bool = False
@@ -220,6 +223,12 @@ class ReconstructConfig:
             require(self.lam >= 0, "lam must not be negative")
         require(self.method == "l1" or (self.lam != "auto" and self.backend == "torch"), "lam auto and sigpy are for l1 alone")
         require(self.backend == "torch" or self.levels is None, "levels cannot be chosen with the backend sigpy")
+        require(self.backend == "torch" or self.lam != "auto", "lam auto is for the backend torch: sigpy's wants another weight")
+        require(
+            self.backend == "torch" or self.tolerance == TOLERANCE, "the backend sigpy has no tolerance, but iterations alone"
+        )
+        wavelets = self.wavelet == "db4" and self.levels is None
+        require(self.method == "l1" or wavelets, "wavelet and levels are for l1: sense has no wavelets")
         require(self.levels is None or self.levels >= 1, "levels must be at least 1")
         require(self.iterations is None or self.iterations >= 1, "iterations must be at least 1")
         require(self.tolerance >= 0 and self.seed >= 0 and self.workers >= 0, "tolerance, seed and workers must not be negative")

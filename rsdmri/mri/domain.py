@@ -1,6 +1,7 @@
 """MRI as an application of the engine."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from ..observations import Observation
 from ..operators import LinearOperator, MaskedOperator
 from ..tensors import Image, PerSample, generator_of, make_generator, randint
 from .config import MRIExperiment
-from .masks import check_thinning, draw_columns, thin_columns
+from .masks import check_thinning, draw_columns, kept_acs, thin_columns
 from .operators import MultiCoilMRI
 from .prepare import prepare
 from .reconstruction import choose_lam, default_lam, l1_wavelet
@@ -224,6 +225,17 @@ class MRI:
         except (OSError, KeyError) as error:
             raise UserError(f"{path}: not a file of references ({error}). Run rsdmri-prepare again.") from None
 
+    def check_scale(self, references: Path, experiment: MRIExperiment, size: Size) -> None:
+        with h5py.File(references, "r") as file:
+            acs = file[size_name(size)].attrs.get("acs")
+        wanted = kept_acs(size[1], experiment.data.acs)
+        if acs != wanted:
+            found = "an unknown number" if acs is None else str(acs)
+            raise UserError(
+                f"{references}: scaled by {found} of ACS lines, and the data by {wanted}, so that their images are not equally bright."
+                f" Prepare the clean scans again with --data.acs {wanted}."
+            )
+
     def law(self, path: Path, experiment: MRIExperiment | None = None) -> MRILaw:
         try:
             with h5py.File(path, "r") as file:
@@ -269,6 +281,7 @@ class MRI:
             some = data.batch(bucket[:: -(-len(bucket) // CHOOSING)])
             assert isinstance(some.operator, MultiCoilMRI)
             lam = choose_lam(some.operator, some.y, wavelet, options.iterations)
+            print(f"restore: l1.lam auto is {lam:g}", file=sys.stderr)
         return partial(restored, lam=lam, wavelet=wavelet, iterations=options.iterations)
 
     def values(self, law: Law) -> dict[str, Any]:

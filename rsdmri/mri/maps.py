@@ -89,6 +89,8 @@ def read_maps(folder: Path, scan: Path) -> Maps:
         with h5py.File(path, "r") as file:
             maps, eigenvalues, valid = (torch.from_numpy(file[name][()]) for name in ("maps", "eigenvalues", "valid"))
             attributes = {name: np.asarray(value).item() for name, value in file.attrs.items()}
+        if not torch.isfinite(torch.view_as_real(maps)).all():
+            raise UserError(f"{path}: coil maps with NaN or infinity. Delete it and run rsdmri-espirit again.")
         return Maps(maps, eigenvalues, valid, {"calib": attributes["calib"], **attributes})
     except (OSError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: not a file of coil maps ({error}). Delete it and run rsdmri-espirit again.") from None

@@ -58,7 +58,7 @@ def prepare(experiment: MRIExperiment, out: Path) -> None:
                 clean.add(item)
         store.finish(experiment)
         if clean is not None:
-            clean.finish()
+            clean.finish(experiment)
         else:
             (out / "references.h5").unlink(missing_ok=True)  # of an earlier data set
     for line in store.summary(data.accel):

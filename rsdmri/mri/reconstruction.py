@@ -25,6 +25,7 @@ T = TypeVar("T")
 SHIFT_STREAM = 12  # the purpose of the generator of the circular shifts
 LOOSE = 0.01  # by which the power of maps may exceed 1, rounding and the files of other programs included
 EARLIEST = 10  # iterations before an image may be finished
+SPAN, SETTLED = 10, 0.98  # iterations whose changes are compared with those of as many before, and the part that is no fall
 WARM, MOMENTUM = 10, 20.0  # iterations of SENSE before, and t of FISTA at the start
 HELD_STREAM = 13  # and of the one that holds samples back
 HELD = 0.1  # of the samples outside the centre of k-space
@@ -56,8 +57,9 @@ def l1_wavelet(
     Begins with ten iterations of SENSE and the momentum that FISTA has after forty of its own: from zero and without it, 100 iterations
     come as far as 60 do from there. ``lam`` is relative to the largest magnitude of A^H y of each image. With ``shifts``, W is shifted at
     random at every iteration: that takes away the block pattern of one position (cycle spinning; Figueiredo and Nowak 2003). An image is
-    finished when, after the first ten, an iteration changes it by less than ``tolerance`` of its norm; what it becomes does not depend on
-    the others. Raises :class:`UserError` for lam <= 0.
+    finished when, after the first ten, an iteration changes it by less than ``tolerance`` of its norm, or when its changes no longer
+    fall from ten iterations to the next ten: shifts keep moving it by about 2e-3. What it becomes does not depend on the others.
+    ``tolerance`` 0 takes all iterations. Raises :class:`UserError` for lam <= 0.
     """
     if not lam > 0:
         raise UserError(f"lam {lam:g}: L1-wavelet needs a weight above 0; without one, reconstruct with SENSE")
@@ -98,18 +100,26 @@ def _fista(
     x, active = torch.zeros_like(b), torch.arange(len(b), device=b.device)
     now = z = sense(operator, y, iterations=WARM, tolerance=0)
     t = MOMENTUM
+    before = torch.full_like(threshold, float("inf"))  # the changes of the ten iterations before these
+    lately = torch.zeros_like(threshold)
     for iteration in range(iterations):
         down, right = torch.randint(width, (2,), generator=generator).tolist() if shifts else (0, 0)
         new = wavelet.shrink(z + b - operator.gram(z), threshold, (down, right))
         t_next = (1 + (1 + 4 * t**2) ** 0.5) / 2
         z = new + (t - 1) / t_next * (new - now)
         # Momentum gathers first: what changes little in the first iterations is not finished.
-        going = (_norm(new - now) > tolerance * _norm(new)) | (iteration < EARLIEST)
+        moved, length = _norm(new - now), _norm(new)
+        going = (moved > tolerance * length) | (iteration < EARLIEST)
         now, t = new, t_next
+        if iteration >= 2 * SPAN:  # the changes of the first ones still rise
+            lately = lately + moved / length.clamp(min=1e-30)
+        if iteration >= 2 * SPAN and iteration % SPAN == SPAN - 1:
+            going = going & ((lately < SETTLED * before) | (tolerance == 0))
+            before, lately = lately, torch.zeros_like(lately)
         if not bool(going.all()):  # what is finished takes no more time
             x[active[~going]] = now[~going]
             active, operator = active[going], operator[going]
-            b, threshold, now, z = (part[going] for part in (b, threshold, now, z))
+            b, threshold, now, z, before, lately = (part[going] for part in (b, threshold, now, z, before, lately))
             if not len(active):
                 break
     x[active] = now

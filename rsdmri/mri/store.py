@@ -4,8 +4,8 @@ observations.h5   one group per number of coils and matrix, such as ``coils_15_6
                   measured, ``mask`` (N, W), ``maps``, ``scale``, ``noise_std`` (scaled units, per real component), ``noise_bound``
                   (it is only an upper bound), ``name``;
                   its attributes ``acs``, and ``own_masks`` where not all masks were drawn by the common rule
-references.h5     one group per matrix, such as ``640x368``: ``images`` (N, H, W) complex and ``name``, in the same scale; only
-                  ``evaluate`` opens it
+references.h5     one group per matrix, such as ``640x368``: ``images`` (N, H, W) complex and ``name``, in the same scale, which comes
+                  of so many ``acs`` lines (an attribute); only ``evaluate`` opens it, and ``em`` that of other data
 """
 
 import json
@@ -202,9 +202,10 @@ class References:
         _append(self.file.require_group(group), "images", item.image)
         self.names.setdefault(group, []).append(item.name)
 
-    def finish(self) -> None:
+    def finish(self, experiment: MRIExperiment) -> None:
         for group, names in self.names.items():
             self.file[f"{group}/name"] = names
+            self.file[group].attrs["acs"] = kept_acs(self.file[f"{group}/images"].shape[-1], experiment.data.acs)
 
 
 def size_name(size: tuple[int, int]) -> str:
