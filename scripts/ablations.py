@@ -28,12 +28,13 @@ from rsdmri.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Variant:
-    """A row and the fields that are changed in it; ``objective`` and ``data`` need a teacher of their own."""
+    """A row and the fields that are changed in it; ``objective``, ``data`` and ``compute`` need a teacher of their own."""
 
     row: str
     distill: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    compute: dict[str, Any] = field(default_factory=dict)
 
 
 STANDARD = {"kind": "standard"}
@@ -65,6 +66,8 @@ VARIANTS = {
     "noise-alpha-1": Variant("noise_0.2", {"alpha": 1.0}),
     # Levels of the comparison above the noise alone, which was published as harmful (FID 18 against 4.8).
     "noise-above": Variant("noise_0.4", {"sigma_min": 0.4}),
+    # Both phases with activations in bf16, which is what GPUs take.
+    "inpainting-bf16": Variant("inpainting_0.6", compute={"precision": "bf16"}),
 }
 
 
@@ -72,14 +75,14 @@ def changed(experiment: Experiment, variant: Variant, name: str) -> Experiment:
     """The experiment of a row with the variant's fields."""
     parts = {
         part: dataclasses.replace(getattr(experiment, part), **getattr(variant, part))
-        for part in ("distill", "objective", "data")
+        for part in ("distill", "objective", "data", "compute")
     }
     return dataclasses.replace(experiment, **parts, name=name)
 
 
 def distilled(name: str, variant: Variant, seed: int, options: argparse.Namespace) -> None:
     """One (variant, seed)."""
-    own = bool(variant.objective or variant.data)
+    own = bool(variant.objective or variant.data or variant.compute)
     row, domain, n = experiment_of(variant.row, seed, options.runs, options.images, **({"plus": 1.0} if own else {}))
     path = options.results / f"{name}-seed{seed}.json"
     if own:
