@@ -14,12 +14,13 @@ from .config import EvaluateConfig, Experiment
 from .domain import Domain, Law, Size
 from .errors import UsageError, UserError
 from .evaluation import Evaluator, comparison_options, evaluator
-from .files import write_json
+from .files import sha256, write_json
 from .generation import read_samples
 from .image_sets import Array, Preprocessing, preprocessing_of, read_set, volumes_in
-from .metrics.compare import Options, Side, compare, floors_of, halves
+from .metrics.compare import MIN_IMAGES, Options, Side, compare, floors_of, halves, require_something_to_see
 from .metrics.phase import phase_histograms
 from .metrics.pixel import VOLUME, complex_nrmse, inside, nmse, psnr
+from .metrics.sliced import Indices
 from .progress import Progress
 from .runs import versions
 from .tensors import Image
@@ -60,8 +61,10 @@ def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, sa
         progress.update(len(rows))
     rows.sort(key=lambda row: ORDER.get(row["name"], len(ORDER)))
     places = {name: str(path) for name, path in paths.items()}
+    hashes = {name: sha256(path) for name, path in paths.items()}
     values = {**domain.values(judge.law), "clip": [0, 1], "quantisation": "8 bits", "size": judge.size}
-    write_json(out / "metrics.json", {**_circumstances(judge.n, judge.options, values), "rows": rows, "samples": places})
+    record = {"rows": rows, "samples": places, "samples_sha256": hashes}
+    write_json(out / "metrics.json", {**_circumstances(judge.n, judge.options, values), **record})
     return out
 
 
@@ -124,32 +127,40 @@ def evaluate_sets(config: EvaluateConfig, reference: Path, samples: Mapping[str,
 
     n a side is the same for all rows: that of the smallest set, and at most half of the reference.
     """
-    truth = read_set(reference)
+    truth, owners = read_set(reference)
     values = preprocessing_of(truth, reference)
     sets = {name: read_set(path) for name, path in samples.items()}
-    for name, array in sets.items():
+    for name, (array, _) in sets.items():
         if array.shape[1:] != truth.shape[1:]:
             raise UserError(
                 f"{samples[name]}: images of {_shape(array)}, and the reference {reference} has {_shape(truth)}. Bring both to one size and"
                 " kind before: resizing here would be another preprocessing."
             )
-    n, first, second = halves(len(truth), min(map(len, sets.values())), config.n)
+    smallest = min(sets, key=lambda name: len(sets[name][0]))
+    fewest = len(sets[smallest][0])
+    with _naming(samples[smallest] if fewest < MIN_IMAGES else reference):
+        n, first, second = halves(len(truth), fewest, config.n, groups=owners)
     options = comparison_options(config, device, out / "features")
-    clean, other = (_side(truth[part], values, reference) for part in (first, second))
+    clean, other = (_side(truth[part], values, reference, owners, part) for part in (first, second))
+    with _naming(reference):
+        for side in (clean, other):
+            require_something_to_see(np.asarray(side.shown))
     floors = floors_of(clean, other, options)
     rows: list[dict[str, Any]] = []
     with Progress("evaluate", len(sets), "rows") as progress:
-        for name, array in sets.items():
+        for name, (array, files) in sets.items():
             progress.update(len(rows), name)
             # Not the first ones: files are sorted by class or scan.
             chosen = np.sort(np.random.default_rng(options.seed).permutation(len(array))[:n])
             with _naming(samples[name]):
-                found = compare(_side(array[chosen], values, samples[name]), clean, other, options, floors)
+                found = compare(_side(array[chosen], values, samples[name], files, chosen), clean, other, options, floors)
             rows.append({"name": name, "seconds_per_image": None, "network_calls": None, "metrics": found, "proximal": {}})
         progress.update(len(rows))
     places = {name: str(path) for name, path in samples.items()}
     circumstances = _circumstances(n, options, {**values.record(), "size": truth.shape[1:3]})
-    write_json(out / "metrics.json", {**circumstances, "reference": str(reference), "rows": rows, "samples": places})
+    kept_together = None if owners is None else len(set(owners))
+    record = {"reference": str(reference), "reference_files": kept_together, "rows": rows, "samples": places}
+    write_json(out / "metrics.json", {**circumstances, **record})
     return out
 
 
@@ -157,9 +168,11 @@ def _shape(array: Array) -> str:
     return " x ".join(map(str, array.shape[1:]))
 
 
-def _side(images: Array, values: Preprocessing, place: Path) -> Side:
+def _side(images: Array, values: Preprocessing, place: Path, owners: Sequence[str] | None, part: Indices) -> Side:
+    """Of images of several files, those of one are one scan's: in one part, and drawn again together."""
     phases = phase_histograms(images) if np.iscomplexobj(images) else None
-    return Side(values(images, place), phases)
+    groups = None if owners is None else np.unique([owners[index] for index in part], return_inverse=True)[1]
+    return Side(values(images, place), phases, groups)
 
 
 def evaluate_pairs(reference: Path, samples: Mapping[str, Path], out: Path) -> Path:
@@ -211,7 +224,8 @@ def _pair(target: Array, image: Array, place: Path) -> dict[str, float | None]:
     try:
         if np.iscomplexobj(target) and np.iscomplexobj(image):
             scores["complex_nrmse"] = complex_nrmse(target, image)
-        shown, truth = np.abs(image), np.abs(target)
+        # What is real stays as it is, as for fastMRI: networks leave negative values, too.
+        shown, truth = (np.abs(array) if np.iscomplexobj(array) else array for array in (image, target))
         values = {name: metric(truth, shown) for name, metric in VOLUME.items()}
         # Combined by coil maps, a target is zero outside their support; of others that is everything.
         values |= {f"inside_{metric.__name__}": inside(metric, truth, shown, truth > 0) for metric in (nmse, psnr)}

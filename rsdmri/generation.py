@@ -167,6 +167,8 @@ def read_samples(path: Path) -> tuple[Image, dict[str, Any]]:
             attributes["seeds"] = file["seeds"][()].tolist()
             if len(attributes["seeds"]) != len(images) or min(attributes["seeds"], default=0) < 0:
                 raise KeyError("one seed an image, none negative, expected")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. The verb sample makes it.") from None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a file of samples ({error}). The verb sample makes it.") from None
     return (images[:, None] if images.is_complex() else images.movedim(-1, 1)), attributes

@@ -3,6 +3,7 @@
 HDF5 and numpy files hold (N, H, W) real or complex, or (N, H, W, 3); a folder of HDF5 files is read in the order of their names.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,29 +21,33 @@ from .pictures import SUFFIXES, content_of, decoded, in_colour, names_in
 
 HDF5 = (".h5", ".hdf5")
 GREY = ("L", "I;16", "I;16B", "I;16L")  # modes of pictures that stay as they are
-#: Where images are in an HDF5 file, the first one that is there: ours, those of reconstructions, and fastMRI's targets.
-DATASETS = ("images", "reconstruction", "reconstruction_rss", "reconstruction_esc", "image")
+#: Where images are in an HDF5 file, the first one that is there: ours, those of reconstructions, and fastMRI's targets, of which only
+#: single-coil files have both, and theirs is esc.
+DATASETS = ("images", "reconstruction", "reconstruction_esc", "reconstruction_rss", "image")
 BRIGHT = 99.9  # percentile of the reference that becomes white where values have no scale of their own
 DIM = 0.5  # a reference in [0, 1] whose brightest value is below this is not taken for display values
 OVERSHOOT = 0.05  # beyond [0, 1] or [-1, 1] that a generator's values may lie: they are clipped
+NAMES = {"bytes": "bytes", "unit": "values in [0, 1]", "symmetric": "values in [-1, 1]"}
 UNITS = 10.0  # a set that is so many times brighter or darker than its reference is in other units
 
 Array = NDArray[Any]  # (N, H, W) or (N, H, W, 3)
 
 
-def read_set(path: Path) -> Array:
-    """The images of a file or folder as they are stored.
+def read_set(path: Path) -> tuple[Array, list[str] | None]:
+    """The images of a file or folder as they are stored; and of several HDF5 files the one that each is from, whose images are alike.
 
     Raises:
         UserError: nothing that is known, images of several sizes or kinds, or a damaged file.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    found = [read() for read in volumes_in(path).values()]
+    volumes = volumes_in(path)
+    found = [read() for read in volumes.values()]
     if len({(array.shape[1:], array.dtype.kind) for array in found}) > 1:
         listed = ", ".join(sorted({f"{' x '.join(map(str, array.shape[1:]))} {array.dtype}" for array in found}))
         raise UserError(f"{path}: images of several sizes or kinds ({listed}). Bring all to one.")
-    return np.concatenate(found)
+    owners = [name for name, array in zip(volumes, found, strict=True) for _ in array]
+    return np.concatenate(found), owners if 1 < len(found) < len(owners) else None
 
 
 def volumes_in(path: Path) -> dict[str, Callable[[], Array]]:
@@ -139,9 +144,18 @@ class Preprocessing:
         if images.dtype == np.uint8 and self.values != "magnitude":
             return images / np.float32(255)
         kind = _kind_of(images)
+        if images.dtype.kind == "c" and self.values != "magnitude":
+            raise UserError(
+                f"{place}: complex images, and the reference holds {NAMES[self.values]}. Give magnitudes, scaled as the reference is."
+            )
         if self.values == "magnitude":
+            if kind == "bytes":
+                raise UserError(
+                    f"{place}: bytes, and the reference holds magnitudes whose {BRIGHT}th percentile is {self.white:.3g}. Store both as one"
+                    " type, in the same units."
+                )
             bright = float(np.percentile(np.abs(images), BRIGHT)) / self.white
-            if kind in ("bytes", "negative", "symmetric") or not 1 / UNITS < bright < UNITS:
+            if kind in ("negative", "symmetric") or not 1 / UNITS < bright < UNITS:
                 raise UserError(
                     f"{place}: {_span(images)}; expected magnitudes in the units of the reference, whose {BRIGHT}th percentile is"
                     f" {self.white:.3g}. Bring both to the same units."
@@ -152,7 +166,14 @@ class Preprocessing:
         low = -1.0 if of == "symmetric" else 0.0
         if images.dtype.kind != "f" or images.min() < low - OVERSHOOT or images.max() > 1 + OVERSHOOT:
             raise UserError(
-                f"{place}: {_span(images)}; expected {self.values} values as in the reference, between {low:.0f} and 1, or bytes. Scale them."
+                f"{place}: {_span(images)}, and the reference holds {NAMES[self.values]}. Expected floating point between {low:.0f} and 1, or"
+                " bytes (uint8). Scale or convert them."
+            )
+        if of == "symmetric" and kind == "unit":
+            print(
+                f"evaluate: {place}: no value below {images.min():.3g}, and the reference holds {NAMES[of]}: taken for such, so that 0 is"
+                " grey. Scale them if it is black.",
+                file=sys.stderr,
             )
         return (images + 1) / 2 if of == "symmetric" else images
 

@@ -11,7 +11,7 @@ from .checkpoints import load_description
 from .config import Experiment
 from .domain import Domain, Size
 from .errors import UserError
-from .files import read_json
+from .files import read_json, sha256
 from .report_tables import Row, Score, label_of
 from .reporting import Curve, Facts, duration, load_curves
 from .runs import observations_path
@@ -47,21 +47,30 @@ def results_of(experiment: Experiment) -> Results:
             )
             for row in results["rows"]
         ]
-        samples = {name: _found(Path(place), experiment.folder) for name, place in results["samples"].items()}
+        hashes = results.get("samples_sha256", {})  # not there in older ones
+        places = {name: _places(Path(place), experiment.folder) for name, place in results["samples"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the results of an evaluation ({error!r}). Evaluate again.") from None
-    for name, place in samples.items():
-        if not place.exists():
-            raise UserError(
-                f"{place}: no such file, and the row '{name}' of {path} was measured of it. Sample and evaluate again."
-            )
+    samples = {name: _found(there, hashes.get(name), f"the row '{name}' of {path}") for name, there in places.items()}
     return Results(rows, samples, {name: results[name] for name in CIRCUMSTANCES if name in results})
 
 
-def _found(samples: Path, folder: Path) -> Path:
-    """Where samples lie now: an experiment's folder may have been moved, or be read from another place."""
-    moved = folder / samples.parent.name / samples.name
-    return moved if not samples.exists() and moved.exists() else samples
+def _places(samples: Path, folder: Path) -> list[Path]:
+    """Where samples may lie now: an experiment's folder may have been moved, or be read from another place."""
+    return [folder / samples.parent.name / samples.name, samples]
+
+
+def _found(places: Sequence[Path], expected: str | None, row: str) -> Path:
+    """The first file that a row was measured of; a :class:`UserError` if none of them is, or is any more."""
+    there = [place for place in places if place.exists()]
+    if not there:
+        raise UserError(f"{places[-1]}: no such file, and {row} was measured of it. Sample and evaluate again.")
+    if expected is None:
+        return there[-1]
+    found = next((place for place in there if sha256(place) == expected), None)
+    if found is None:
+        raise UserError(f"{there[0]}: not the images any more that {row} was measured of. Evaluate again.")
+    return found
 
 
 def phases_of(folder: Path) -> list[str]:

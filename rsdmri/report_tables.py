@@ -132,7 +132,7 @@ def _cells(rows: Sequence[Row], scores: Sequence[Score | None], kind: str, metri
     observed = None
     if kind != "proximal":
         observed = next((cell["value"] for row, cell in zip(rows, cells, strict=True) if row.name == OBSERVATION), None)
-    best = min((sign * value for value in rivals), default=None) if len(rivals) > 1 else None
+    best = min((sign * value for value in rivals), default=None) if len(set(rivals)) > 1 else None
     for row, cell in zip(rows, cells, strict=True):
         value, floor = cell["value"], cell["floor"]
         if value is None:

@@ -231,7 +231,7 @@ def _rows(samples: Sequence[str]) -> dict[str, Path]:
     rows = {}
     for text in samples:
         name, equals, path = text.partition("=")
-        if not equals:
+        if not (name and equals and path):
             raise UsageError(f"--samples {text}: expected NAME=PATH")
         if name in rows:
             raise UsageError(f"--samples {text}: '{name}' is named twice; each row has a name of its own")

@@ -135,13 +135,13 @@ BAD = {
     "text": ("text.h5", 1, "text.h5: not a readable HDF5 file"),
     "no images": ("kspace.h5", 1, "holds kspace; expected one of images"),
     "another size": ("large.h5", 1, "20 x 20, and the reference"),
-    "other values": ("magnitudes.h5", 1, "magnitudes.h5: float64 from 0 to 40; expected unit values"),
+    "other values": ("magnitudes.h5", 1, "magnitudes.h5: float64 from 0 to 40, and the reference holds values in [0, 1]"),
     "too few": ("few.h5", 1, "at least 16 samples"),
     "NaN": ("nan.h5", 1, "NaN or infinity"),
     "constant": ("constant.h5", 1, "constant.h5: every image of a set is constant"),
     "torn picture": ("torn", 1, "0003.png: image file is truncated"),
     "negative": ("negative.h5", 1, "from -30 to"),
-    "wrong integers": ("long.h5", 1, "expected unit values as in the reference"),
+    "wrong integers": ("long.h5", 1, "the reference holds values in [0, 1]. Expected floating point between 0 and 1, or bytes"),
     "empty folder": ("empty", 1, "no images found"),
     "objects": ("objects.npy", 1, "not a readable .npy file"),
 }
@@ -216,11 +216,13 @@ def test_the_reference_decides_what_values_mean():
 @pytest.mark.parametrize(
     ("images", "reference", "message"),
     [
-        (lambda u: 2 * u - 1, lambda u: u, "expected unit values"),
+        (lambda u: 2 * u - 1, lambda u: u, "Expected floating point between 0 and 1"),
         (lambda u: u, lambda u: 1e-5 * u, "in the units of the reference"),
         (lambda u: -1e-5 * u, lambda u: 1e-5 * u, "in the units of the reference"),
         (lambda u: 2 * u - 1, lambda u: 30 * u, "in the units of the reference"),
-        (lambda u: u + 0j, lambda u: u, "expected unit values"),
+        (lambda u: u + 0j, lambda u: u, "complex images, .* Give magnitudes"),
+        (lambda u: (255 * u).astype(np.uint8), lambda u: 30 * u, "bytes, and the reference holds magnitudes"),
+        (lambda u: 255 * u, lambda u: (255 * u).astype(np.uint8), "the reference holds bytes. Expected floating point"),
         (lambda u: u, lambda u: -30 * u, "which are not negative"),
         (lambda u: u, lambda u: 0 * u, "all images are black"),
     ],
@@ -242,16 +244,65 @@ def test_an_ordered_set_is_drawn_from_and_not_cut(tmp_path):
     assert first["value"] < 3 * max(second["value"], first["floor"])
 
 
+def test_slices_of_one_file_are_in_one_part(tmp_path):
+    """A folder of volumes whose slices are alike: the floor is between scans, as for an experiment's own references."""
+    for folder, seeds in (("ref", range(12)), ("mine", range(20, 26))):
+        for seed in seeds:
+            noise = 0.01 * np.random.default_rng(seed).random((10, 16, 16))
+            write_h5(tmp_path / folder / f"{seed}.h5", np.clip(pictures(1, seed) + noise, 0, 1))
+    loose = [write_h5(tmp_path / f"{name}.h5", read_set(tmp_path / name)[0]) for name in ("ref", "mine")]
+    found = {}
+    for name, (reference, mine) in (("files", (tmp_path / "ref", tmp_path / "mine")), ("loose", loose)):
+        code, result = evaluate(tmp_path, "--reference", reference, "--samples", f"mine={mine}")
+        assert code == 0
+        found[name] = result["rows"][0]["metrics"]["psd"]
+        assert result["reference_files"] == (12 if name == "files" else None)
+    assert found["files"]["floor"] > 2 * found["loose"]["floor"]
+    width = {name: score["high"] - score["low"] for name, score in found.items()}
+    assert width["files"] > 1.2 * width["loose"]
+
+
+def test_pairs_of_real_images_are_taken_as_they_are(tmp_path):
+    """As fastMRI takes them, negative values too; and of single-coil files the target of their challenge."""
+    evaluated = pytest.importorskip("fastmri.evaluate")
+    rng = np.random.default_rng(0)
+    target = pictures(4, 0, 20)
+    image = target + 0.2 * rng.standard_normal(target.shape)
+    assert (image < 0).any()
+    write_h5(tmp_path / "t" / "a.h5", 0.5 * target, "reconstruction_rss")
+    with h5py.File(tmp_path / "t" / "a.h5", "a") as file:
+        file["reconstruction_esc"] = target
+    write_h5(tmp_path / "r" / "a.h5", image, "reconstruction")
+    code, found = evaluate(tmp_path, "--reference", tmp_path / "t", "--samples", f"r={tmp_path / 'r'}", "--paired")
+    mean = found["rows"][0]["mean"]
+    assert code == 0
+    for name in ("nmse", "psnr", "ssim"):
+        assert mean[name] == pytest.approx(np.asarray(getattr(evaluated, name)(target, image)).item(), rel=1e-6)
+
+
+def test_real_images_have_no_phase(tmp_path, capsys):
+    reference = write_h5(tmp_path / "ref.h5", pictures(80, 0))
+    samples = f"a={write_h5(tmp_path / 'a.h5', pictures(40, 1))}"
+    code, _ = evaluate(tmp_path, "--reference", reference, "--samples", samples, "--evaluate.metrics", "phase")
+    assert code == 1 and "phase is a distance of complex images" in capsys.readouterr().err
+
+
+def test_a_constant_reference_is_named(tmp_path, capsys):
+    reference = write_h5(tmp_path / "ref.h5", np.full((80, 16, 16), 0.75))
+    code, _ = evaluate(tmp_path, "--reference", reference, "--samples", f"a={write_h5(tmp_path / 'a.h5', pictures(40, 1))}")
+    assert code == 1 and "ref.h5: every image of a set is constant" in capsys.readouterr().err
+
+
 def test_files_of_one_name_in_several_folders_are_several(tmp_path):
     for folder in ("a", "b"):
         write_h5(tmp_path / folder / "scan.h5", pictures(4, ord(folder)))
-    assert set(volumes_in(tmp_path)) == {"a/scan", "b/scan"} and len(read_set(tmp_path)) == 8
+    assert set(volumes_in(tmp_path)) == {"a/scan", "b/scan"} and len(read_set(tmp_path)[0]) == 8
 
 
 def test_grey_pictures_of_16_bits_stay_grey(tmp_path):
     for number, image in enumerate(pictures(3, 0)):
         Image.fromarray((60000 * image).astype(np.uint16)).save(tmp_path / f"{number}.png")
-    assert read_set(tmp_path).shape == (3, 16, 16) and read_set(tmp_path).dtype.itemsize >= 2
+    assert read_set(tmp_path)[0].shape == (3, 16, 16) and read_set(tmp_path)[0].dtype.itemsize >= 2
 
 
 def test_empty_slices_and_exact_volumes_do_not_hide_the_others(tmp_path):

@@ -12,6 +12,7 @@ from commands import run_command
 
 from rsdmri import pages
 from rsdmri.errors import UserError
+from rsdmri.files import sha256
 from rsdmri.mri.__main__ import APPLICATION
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -90,6 +91,21 @@ def test_samples_are_found_after_the_folder_was_moved(tmp_path):
     results = pages.results_of(experiment)
     assert results.samples == {"rsd": tmp_path / "yours" / "distill" / "samples.h5"}
     assert results.circumstances == SAME
+
+
+def test_a_copy_shows_its_own_images(tmp_path, capsys):
+    """And not those that now lie where the numbers were measured; images that have changed since are not shown at all."""
+    folder = evaluated(tmp_path / "mine")
+    path = folder / "evaluate" / "metrics.json"
+    mine = folder / "distill" / "samples.h5"
+    mine.write_text("mine")
+    write(path, {**json.loads(path.read_text()), "samples_sha256": {"rsd": sha256(mine)}})
+    shutil.copytree(folder, tmp_path / "copy")
+    mine.write_text("another run's")
+    experiment = type("Experiment", (), {"folder": tmp_path / "copy"})()
+    assert pages.results_of(experiment).samples == {"rsd": tmp_path / "copy" / "distill" / "samples.h5"}
+    assert run("report", folder) == 1
+    assert "not the images any more that the row 'rsd' of" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,10 @@ def bands(images: NDArray[np.uint8]) -> NDArray[np.float64]:
         UserError: the images are smaller.
     """
     if min(images.shape[1:3]) < LAYOUT:
-        raise UserError(f"features need images of at least {LAYOUT} x {LAYOUT} pixels, not {images.shape[1]} x {images.shape[2]}")
+        raise UserError(
+            f"features need images of at least {LAYOUT} x {LAYOUT} pixels, not {images.shape[1]} x {images.shape[2]}. Ask for distances that"
+            " need none: --evaluate.metrics swd psd"
+        )
     x = torch.from_numpy(images.astype(np.float64) / 255).movedim(-1, 1)
     found = [F.adaptive_avg_pool2d(x, LAYOUT).flatten(1)]
     grey = x.mean(1, keepdim=True)

@@ -112,7 +112,7 @@ def compare(
     """
     options = options or Options()
     for array in image_sets(samples.shown, reference.shown):
-        _check_something_to_see(array)
+        require_something_to_see(array)
     pair = _Pair(samples, reference, options, options.bootstrap)
     floors = floors_of(reference, other_reference, options) if floors is None else floors
     found: dict[str, Comparison] = {}
@@ -127,10 +127,13 @@ def compare(
             "low": value.low,
             "high": value.high,
         }
+    if not found:
+        raise UserError("phase is a distance of complex images, and these are real. Ask for others: --evaluate.metrics swd psd")
     return found
 
 
-def _check_something_to_see(images: Array) -> None:
+def require_something_to_see(images: Array) -> None:
+    """Raises a :class:`UserError` for one image alone and for images that are all constant."""
     if len(images) < 2:
         raise UserError("one image was given; a distance between sets needs at least two a side")
     if not np.ptp(images.reshape(len(images), -1), axis=1).any():
