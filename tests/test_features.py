@@ -72,6 +72,15 @@ def test_both_forms_agree_where_images_are_fewer_than_features():
     assert frechet(a, b) == pytest.approx(frechet_of_moments(moments([a]), moments([b])), rel=1e-7)
 
 
+@pytest.mark.parametrize("n", [30, 400])
+def test_a_resample_is_the_distance_of_its_rows(n):
+    """Without a copy of them: where there are many, and where there are fewer than features."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, n, 50))
+    i, j = rng.integers(n, size=(2, n))
+    assert frechet(a, b, i, j) == pytest.approx(frechet(a[i], b[j]), rel=1e-9)
+
+
 def test_moments_that_come_in_parts_are_those_of_the_whole():
     a = cloud(1000, 5, 0, mean=1e4)  # a mean that would eat the digits of a sum of squares
     whole = moments([a])

@@ -160,8 +160,10 @@ class _Pair:
         if name == "psd":
             return self._resampled(psd_of_power, self._power)
         if name == "frechet":
-            wide = self._features[0].shape[1] > WIDE
-            return self._resampled(frechet, self._features, FEW if wide else self.resamples)
+            a, b = self._features
+            most = FEW if a.shape[1] > WIDE else self.resamples
+            # Rows and not copies: of 50,000 images the features alone fill a gigabyte.
+            return _interval(frechet(a, b), [frechet(a, b, i, j) for i, j in self._indices()[:most]])
         if name == "phase":
             return self._resampled(phase, (self.a.phases, self.b.phases))
         if name not in OF_FEATURES:
@@ -193,10 +195,10 @@ class _Pair:
         draws = [found.resampled(i, j) for i, j in self._indices()]
         return _interval(found.distance(), draws)
 
-    def _resampled(self, distance: Callable[[Any, Any], float], sides: tuple[Any, Any], most: int | None = None) -> Measured:
+    def _resampled(self, distance: Callable[[Any, Any], float], sides: tuple[Any, Any]) -> Measured:
         """A distance of arrays with one row an image."""
         a, b = sides
-        return _interval(distance(a, b), [distance(a[i], b[j]) for i, j in self._indices()[:most]])
+        return _interval(distance(a, b), [distance(a[i], b[j]) for i, j in self._indices()])
 
     def _indices(self) -> list[tuple[Indices, Indices]]:
         """Images, or whole groups of them, drawn with replacement from both sides."""

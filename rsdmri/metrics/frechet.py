@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import UserError
 
 Features: TypeAlias = NDArray[np.floating]  # (N, D)
+Rows: TypeAlias = NDArray[np.integer]
 Matrix: TypeAlias = NDArray[np.float64]
 
 BLOCK = 4096  # features converted to float64 at once
@@ -34,10 +35,11 @@ class Moments:
         self.mean = np.zeros(width)
         self.scatter = np.zeros((width, width))
 
-    def add(self, features: Features) -> Self:
-        """More features (n, D)."""
-        for start in range(0, len(features), BLOCK):
-            part = features[start : start + BLOCK].astype(np.float64)
+    def add(self, features: Features, rows: Rows | None = None) -> Self:
+        """More features (n, D); of ``rows`` alone, which may name one several times and is not copied as a whole."""
+        for start in range(0, len(features) if rows is None else len(rows), BLOCK):
+            block = slice(start, start + BLOCK)
+            part = (features[block] if rows is None else features[rows[block]]).astype(np.float64)
             mean = part.mean(0)
             part -= mean
             self._join(len(part), mean, part.T @ part)
@@ -75,16 +77,17 @@ def moments(parts: Iterable[Features]) -> Moments:
     return found
 
 
-def frechet(a: Features, b: Features) -> float:
-    """The distance between features (N_a, D) and (N_b, D); by the samples themselves where they are fewer than features.
+def frechet(a: Features, b: Features, rows_a: Rows | None = None, rows_b: Rows | None = None) -> float:
+    """The distance between features (N_a, D) and (N_b, D), or of rows of them; by the samples themselves where they are fewer than
+    features.
 
     Raises:
         UserError: fewer than two images, widths that differ, or values that are not finite.
     """
     check_features(a, b)
     if max(len(a), len(b)) < a.shape[1]:
-        return _by_samples(a, b)
-    return frechet_of_moments(moments([a]), moments([b]))
+        return _by_samples(*(x if rows is None else x[rows] for x, rows in ((a, rows_a), (b, rows_b))))
+    return frechet_of_moments(*(Moments(x.shape[1]).add(x, rows) for x, rows in ((a, rows_a), (b, rows_b))))
 
 
 def frechet_of_moments(a: Moments, b: Moments) -> float:
