@@ -37,7 +37,7 @@ def pictures_of(experiment: Experiment, domain: Domain, samples: Mapping[str, Pa
     plain = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, features="bands", metrics=("swd",)))
     judge, found = judge_of(plain, domain, samples)
     data = domain.observations(observations_path(experiment), experiment)
-    count = shows(judge.size, SHOWN)
+    count = shows(judge.size, SHOWN, len(samples) + 2)  # with observations and references
     grids = [_grid("observation", _observed(data, judge.row_samples[:count]), domain, judge.law, "What was learned from.")]
     for name in sorted(found, key=lambda name: ORDER.get(name, len(ORDER))):
         images, attributes = found[name]
@@ -88,15 +88,15 @@ def _neighbours(
     return result, yardstick_of(features)
 
 
-def small_grids_of(experiment: Experiment, domain: Domain, samples: Mapping[str, Path]) -> dict[str, Grid]:
-    """A few images of every row."""
+def small_grids_of(experiment: Experiment, domain: Domain, samples: Mapping[str, Path], grids: int) -> dict[str, Grid]:
+    """A few images of every row, for a page of so many grids."""
     found = {}
     data = domain.observations(observations_path(experiment), experiment)
     law = data.law()
     for name, path in samples.items():
         images, attributes = read_samples(path)
         size = images.shape[-2], images.shape[-1]
-        count = shows(size, SHOWN_OF_MANY)
+        count = shows(size, SHOWN_OF_MANY, grids)
         if "observation" not in found and size in data.buckets:
             found["observation"] = _grid("observation", _observed(data, list(data.buckets[size][:count])), domain, law)
         found[name] = _grid(name, images[:count], domain, law, _calls(attributes))

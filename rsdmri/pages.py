@@ -130,11 +130,12 @@ def compare(
             raise UserError(f"{path}: nothing was evaluated yet. Run: {domain.program}evaluate")
     _require_comparable(results)
     facts, pictures = {}, {}
+    grids = sum(1 + len(found.samples) for found in results.values())
     for name, e in columns.items():
         data, samples = observations_path(e), results[name].samples
         sizes = kept.get(f"sizes of {name}", [data], partial(sizes_of_data, e, domain))
         facts[name] = facts_of(e, domain, sizes, results[name].circumstances)
-        pictures[name] = kept.get(name, [*samples.values(), data], partial(small_grids_of, e, domain, samples))
+        pictures[name] = kept.get(name, [*samples.values(), data], partial(small_grids_of, e, domain, samples, grids))
     measurements = {name: measurements_of(e.folder) for name, e in columns.items()}
     write_comparison(
         out,

@@ -17,7 +17,10 @@ from .grids import pixels_of
 from .metrics.bands import bands
 
 SHARP = 192  # small images are enlarged to this by repetition: a browser would blur them
-AREA = 1 << 20  # pixels of a grid: of large images fewer are shown
+AREA, PAGE = (
+    1 << 20,
+    6 << 20,
+)  # pixels of a grid, and of all grids of a page, which is to stay below 10 MB: of large images fewer are shown
 MOST_COMPARED = 2000  # observations among which a nearest one is looked for
 THUMB = 128  # phases and neighbours of larger images are made smaller than this: a page of them has to stay small
 HUES, SHADES = 32, 8  # of a phase: 256 colours are one byte a pixel
@@ -75,9 +78,9 @@ def features_of(images: ArrayLike) -> NDArray[np.float64]:
     return bands(pixels if pixels.ndim == 4 else pixels[..., None])
 
 
-def shows(size: tuple[int, int], most: int) -> int:
-    """How many images of a size a grid shows: as many as keep the page small, and at least four."""
-    return max(4, min(most, AREA // (size[0] * size[1])))
+def shows(size: tuple[int, int], most: int, grids: int) -> int:
+    """How many images of a size each of so many grids shows: as many as keep the page small, and at least two."""
+    return max(2, min(most, min(AREA, PAGE // grids) // (size[0] * size[1])))
 
 
 def grid_of(grid: Grid) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from rsdmri import pipeline
 from rsdmri.checkpoints import snapshots
-from rsdmri.config import Experiment, to_tree
+from rsdmri.config import EMConfig, Experiment, to_tree
 from rsdmri.domain import Domain
 from rsdmri.errors import UserError
 from rsdmri.evaluation import Evaluator, evaluator
@@ -97,8 +97,9 @@ def best(curve: dict[str, Any], images: int, batch: int) -> str:
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
-    """What a result depends on; not where the data lie."""
-    tree = {name: part for name, part in to_tree(experiment).items() if name not in ("runs", "device")}
+    """What a result depends on; not where the data lie, nor options of EM-Diffusion where there is none."""
+    unused = ("runs", "device", *(["em"] if experiment.em == EMConfig() else []))
+    tree = {name: part for name, part in to_tree(experiment).items() if name not in unused}
     return {
         name: {key: value for key, value in part.items() if key not in PLACES} if name in ("data", "em") else part
         for name, part in tree.items()
@@ -118,7 +119,8 @@ def finished(path: Path, experiment: Experiment, key: str = "settings") -> dict[
 def same_settings(kept: dict[str, Any], experiment: Experiment) -> bool:
     """Whether settings that were written are those of an experiment; options that did not exist then count as their defaults."""
     wanted = settings_of(experiment)
-    return with_new_options(kept, wanted, settings_of(type(experiment)())) == wanted
+    known = {name: part for name, part in kept.items() if name in wanted}
+    return with_new_options(known, wanted, settings_of(type(experiment)())) == wanted
 
 
 def run_jobs(jobs: Iterable[Callable[[], object]]) -> int:
