@@ -145,9 +145,10 @@ def evaluate_sets(config: EvaluateConfig, reference: Path, samples: Mapping[str,
     with _naming(reference):
         for side in (clean, other):
             require_something_to_see(np.asarray(side.shown))
-    floors = floors_of(clean, other, options)
     rows: list[dict[str, Any]] = []
     with Progress("evaluate", len(sets), "rows") as progress:
+        progress.update(0, "floors")
+        floors = floors_of(clean, other, options)
         for name, (array, files) in sets.items():
             progress.update(len(rows), name)
             # Not the first ones: files are sorted by class or scan.

@@ -66,6 +66,8 @@ VARIANTS = {
     "noise-alpha-1": Variant("noise_0.2", {"alpha": 1.0}),
     # Levels of the comparison above the noise alone, which was published as harmful (FID 18 against 4.8).
     "noise-above": Variant("noise_0.4", {"sigma_min": 0.4}),
+    # Twice the length of phase II, where the generator does not win by the rule.
+    "mri-r8-longer": Variant("mri_r8", {"images": 25_600}),
     # Both phases with activations in bf16, which is what GPUs take.
     "inpainting-bf16": Variant("inpainting_0.6", compute={"precision": "bf16"}),
 }

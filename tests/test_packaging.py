@@ -33,7 +33,7 @@ VERBS = (
 )
 NEEDED = {
     *("torch", "numpy", "scipy", "h5py", "safetensors", "sigpy", "fastmri", "requests", "monai", "einops"),
-    *("scikit-image", "pywavelets", "pydantic", "tyro", "pyyaml", "rich", "jinja2", "pillow"),
+    *("scikit-image", "pywavelets", "pydantic", "tyro", "pyyaml", "jinja2", "pillow"),
 }
 
 

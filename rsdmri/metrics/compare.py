@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..config import Metric
 from ..errors import UserError
+from ..progress import track
 from ..tensors import make_generator
 from .coverage import MOST, coverage
 from .features import Extractor
@@ -161,9 +162,11 @@ class _Pair:
             return self._resampled(psd_of_power, self._power)
         if name == "frechet":
             a, b = self._features
-            most = FEW if a.shape[1] > WIDE else self.resamples
+            wide = a.shape[1] > WIDE
+            draws = self._indices()[: FEW if wide else self.resamples]
             # Rows and not copies: of 50,000 images the features alone fill a gigabyte.
-            return _interval(frechet(a, b), [frechet(a, b, i, j) for i, j in self._indices()[:most]])
+            again = (frechet(a, b, i, j) for i, j in draws)
+            return _interval(frechet(a, b), list(track(again, "resamples", len(draws)) if wide and draws else again))
         if name == "phase":
             return self._resampled(phase, (self.a.phases, self.b.phases))
         if name not in OF_FEATURES:

@@ -9,7 +9,7 @@ processes.
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError, UserError
 from ..files import atomic, sha256
+from ..progress import track
 from .bands import bands
 from .sliced import ImageSet, as_array
 
@@ -72,12 +73,17 @@ class Extractor:
 
     def _extract(self, pixels: Pixels) -> NDArray[Any]:
         blocks = [pixels[start : start + BLOCK] for start in range(0, len(pixels), BLOCK)]
+
+        def shown(features: Iterator[NDArray[Any]]) -> NDArray[Any]:
+            quick = self.kind == "bands"
+            return np.concatenate(list(features if quick else track(features, "features", len(blocks), f"x {BLOCK} images")))
+
         if self.workers <= 1 or len(blocks) == 1:
-            return np.concatenate([of_block(self.function, block) for block in blocks])
+            return shown(of_block(self.function, block) for block in blocks)
         start = (self.kind, self.weights, self.device, max(1, torch.get_num_threads() // self.workers))
         # Not forked: threads of torch do not survive it.
         with ProcessPoolExecutor(self.workers, get_context("spawn"), _start, start) as pool:
-            return np.concatenate(list(pool.map(_work, blocks)))
+            return shown(pool.map(_work, blocks))
 
 
 def of_block(function: Function, pixels: Pixels) -> NDArray[Any]:
