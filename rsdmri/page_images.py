@@ -49,6 +49,18 @@ def pictures_of(experiment: Experiment, domain: Domain, samples: Mapping[str, Pa
     return Pictures(grids, neighbours, yardstick)
 
 
+def pictures_of_samples(experiment: Experiment, domain: Domain, samples: Mapping[str, Path]) -> Pictures:
+    """Images of what was made alone, where the data are not at hand."""
+    grids = []
+    for name in sorted(samples, key=lambda name: ORDER.get(name, len(ORDER))):
+        images, attributes = read_samples(samples[name])
+        law = law_of_samples(domain, samples[name], attributes)
+        if law is not None:
+            count = shows((images.shape[-2], images.shape[-1]), SHOWN, len(samples))
+            grids.append(_grid(name, images[:count], domain, law, _calls(attributes)))
+    return Pictures(grids)
+
+
 def _observed(data: Observations, indices: Sequence[int]) -> Image:
     obs = data.batch(indices)
     return obs.operator.to_image(obs.y)

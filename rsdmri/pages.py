@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,8 @@ from typing import Any, TypeVar
 from .config import Experiment, to_tree
 from .domain import Domain
 from .errors import UsageError, UserError
-from .page_images import Pictures, pictures_of, small_grids_of
+from .interrupts import Request, stop_requests
+from .page_images import Pictures, pictures_of, pictures_of_samples, small_grids_of
 from .page_parts import (
     PHASES,
     Results,
@@ -84,7 +86,10 @@ def report(
     pictures, data = Pictures(), observations_path(experiment)
     if results.rows:
         files = [*results.samples.values(), data]
-        pictures = kept.get("pictures", files, partial(pictures_of, experiment, domain, results.samples))
+        if not data.exists():  # a folder that was copied from where it was trained, without its data
+            print(f"report: {data} is not there: no observations, references and neighbours on the page", file=sys.stderr)
+        drawn = pictures_of if data.exists() else pictures_of_samples
+        pictures = kept.get("pictures", files, partial(drawn, experiment, domain, results.samples))
     sizes = kept.get("sizes", [data], partial(sizes_of_data, experiment, domain))
     measurements = measurements_of(folder)
     write_report(
@@ -229,23 +234,30 @@ def _differences(trees: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]
 
 
 def watch(make: Callable[[float | None], Path], files: Sequence[Path], seconds: float) -> Path:
-    """Makes a page again whenever one of its ``files`` changed, until Ctrl-C; ``make`` is told after how long a browser reads it again.
+    """Makes a page again whenever one of its ``files`` changed, until Ctrl-C or SIGTERM; ``make`` is told after how long a browser reads it
+    again.
 
     What is wrong only for a moment, because a run is being written, is said and tried again.
     """
     stamp = stamp_of(files)
     out = make(seconds)
     print(f"report: {out / 'report.html'} follows the run, every {seconds:g} s; Ctrl-C ends this", file=sys.stderr)
-    try:
-        while True:
-            time.sleep(seconds)
+    with stop_requests() as request, suppress(KeyboardInterrupt):
+        while not request.signal:
+            _rest(seconds, request)
             if stamp_of(files) != stamp:
                 stamp = stamp_of(files)
                 _try(partial(make, seconds))
-    except KeyboardInterrupt:
-        print("\nreport: stopped; the page stays, and is no longer read again by itself", file=sys.stderr)
+    print("\nreport: stopped; the page stays, and is no longer read again by itself", file=sys.stderr)
     _try(partial(make, None))
     return out
+
+
+def _rest(seconds: float, request: Request) -> None:
+    """Waits, or until a signal comes, which does not end a sleep."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not request.signal:
+        time.sleep(min(0.2, seconds))
 
 
 def _try(make: Callable[[], object]) -> None:

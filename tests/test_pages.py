@@ -2,9 +2,12 @@
 
 import html
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -143,19 +146,32 @@ def test_watching_writes_when_a_file_changed_and_ends_with_ctrl_c(tmp_path, monk
             raise UserError("half written")
         return tmp_path
 
-    def sleep(seconds):
+    def rest(seconds, request):
         assert seconds == 5
         nap = next(naps, None)
         if nap is None:
             raise KeyboardInterrupt
         nap()
 
-    monkeypatch.setattr(pages.time, "sleep", sleep)
+    monkeypatch.setattr(pages, "_rest", rest)
     monkeypatch.setattr(pages, "stamp_of", lambda files: [path.read_text() for path in files])
     assert pages.watch(make, [file], 5) == tmp_path
     assert made == [5, 5, None]  # at first, after the change, and without a refresh at the end
     error = capsys.readouterr().err
     assert "half written" in error and "stopped" in error
+
+
+def test_watching_ends_when_a_scheduler_says_so(tmp_path, capsys):
+    """With a page that is not read again and again for ever."""
+    made = []
+
+    def make(refresh):
+        made.append(refresh)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start() if refresh else None
+        return tmp_path
+
+    assert pages.watch(make, [], 60) == tmp_path
+    assert made == [60, None] and "stopped" in capsys.readouterr().err
 
 
 def test_what_takes_long_is_kept_until_its_files_change(tmp_path):
@@ -215,6 +231,16 @@ def trained(tmp_path_factory):
     lines = "\n".join(json.dumps(line) for line in SELECTION)
     write(folder / "runs" / "seed0" / "distill" / "selection.jsonl", lines)
     return folder / "runs"
+
+
+def test_a_page_without_the_data_has_what_was_made(trained, tmp_path, capsys):
+    """A folder that was copied from a cluster without its gigabytes."""
+    shutil.copytree(trained / "seed0", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "prepare")
+    assert run("report", tmp_path / "copy") == 0
+    assert "no observations, references and neighbours" in capsys.readouterr().err
+    text = (tmp_path / "copy" / "report.html").read_text()
+    assert text.count("data:image/png;base64") > 8
 
 
 TOOLS = """
