@@ -3,6 +3,7 @@
 Every number stands in metrics.json with what it depends on: images a side, seeds, features, how values became display values, versions.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,9 +64,15 @@ def evaluate(experiment: Experiment, domain: Domain, out: Path | None = None, sa
     places = {name: str(path) for name, path in paths.items()}
     hashes = {name: sha256(path) for name, path in paths.items()}
     values = {**domain.values(judge.law), "clip": [0, 1], "quantisation": "8 bits", "size": judge.size}
-    record = {"rows": rows, "samples": places, "samples_sha256": hashes}
+    compared = {"references": _hash(judge.clean), "observations": _hash(judge.observed)}
+    record = {"rows": rows, "samples": places, "samples_sha256": hashes, "compared_with": compared}
     write_json(out / "metrics.json", {**_circumstances(judge.n, judge.options, values), **record})
     return out
+
+
+def _hash(side: Side | None) -> str | None:
+    """What tells a set of display images from another."""
+    return None if side is None else hashlib.sha256(np.ascontiguousarray(side.shown).tobytes()).hexdigest()[:16]
 
 
 def judge_of(

@@ -28,6 +28,8 @@ class Results:
     rows: Sequence[Row] = ()
     samples: Mapping[str, Path] = field(default_factory=dict)
     circumstances: Mapping[str, Any] = field(default_factory=dict)
+    compared_with: Mapping[str, str | None] = field(default_factory=dict)
+    """Hashes of the references and of the observations that they were measured against; empty of earlier versions."""
 
 
 def results_of(experiment: Experiment) -> Results:
@@ -52,7 +54,8 @@ def results_of(experiment: Experiment) -> Results:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the results of an evaluation ({error!r}). Evaluate again.") from None
     samples = {name: _found(there, hashes.get(name), f"the row '{name}' of {path}") for name, there in places.items()}
-    return Results(rows, samples, {name: results[name] for name in CIRCUMSTANCES if name in results})
+    circumstances = {name: results[name] for name in CIRCUMSTANCES if name in results}
+    return Results(rows, samples, circumstances, results.get("compared_with", {}))
 
 
 def _places(samples: Path, folder: Path) -> list[Path]:

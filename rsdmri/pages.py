@@ -149,6 +149,7 @@ def compare(
             rows={name: found.rows for name, found in results.items()},
             circumstances=next(iter(results.values())).circumstances,
             facts=facts,
+            compared=_compared(results),
             differences=_differences({name: _flat(to_tree(e)) for name, e in columns.items()}),
             curves=[
                 curve
@@ -196,6 +197,18 @@ def _require_comparable(results: Mapping[str, Results]) -> None:
             raise UserError(
                 f"numbers of another {key} are not compared: {listed}. Evaluate these experiments alike, or report one."
             )
+
+
+def _compared(results: Mapping[str, Results]) -> str:
+    """Whether the numbers of different columns compare, by the hashes of what they were measured against."""
+    said = []
+    for key, distances in (("references", "distances to the references"), ("observations", "proximal distances")):
+        hashes = {found.compared_with.get(key) for found in results.values()}
+        if len(hashes) > 1:
+            said.append(f"The {key} are not the same in all: {distances} of different columns do not compare to the digit.")
+        elif hashes != {None}:
+            said.append(f"The {key} are the same in all.")
+    return " ".join(said) or "Their numbers compare where the references are the same pictures."
 
 
 def _white(results: Results) -> float:

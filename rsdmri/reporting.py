@@ -78,6 +78,8 @@ class Comparison:
     selection: Mapping[str, Sequence[Selection]] = field(default_factory=dict)
     images: Mapping[str, Sequence[Grid]] = field(default_factory=dict)
     """By what made them: a grid for each experiment that has one."""
+    compared: str = ""
+    """Whether what they are measured against is the same."""
     refresh: float | None = None
 
 

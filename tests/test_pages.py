@@ -112,6 +112,27 @@ def test_a_copy_shows_its_own_images(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("mine", "other", "sentences"),
+    [
+        (
+            {"references": "a", "observations": "b"},
+            {"references": "a", "observations": "c"},
+            ["references are the same in all", "observations are not"],
+        ),
+        (
+            {"references": "a", "observations": "b"},
+            {"references": None, "observations": "b"},
+            ["references are not", "observations are the same"],
+        ),
+        ({}, {}, ["compare where the references are the same pictures"]),
+    ],
+)
+def test_whether_columns_compare_is_said(mine, other, sentences):
+    said = pages._compared({name: pages.Results(compared_with=known) for name, known in (("a", mine), ("b", other))})
+    assert all(sentence in said for sentence in sentences)
+
+
+@pytest.mark.parametrize(
     ("other", "message"),
     [
         ({"n": 32}, "numbers of another n are not compared: a with 16; b with 32"),
