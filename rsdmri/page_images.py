@@ -1,7 +1,7 @@
 """Images of an experiment as a page shows them: of every row, of the references, and the training images nearest to what was made."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def pictures_of(experiment: Experiment, domain: Domain, samples: Mapping[str, Pa
     data = domain.observations(observations_path(experiment), experiment)
     count = shows(judge.size, SHOWN, len(samples) + 2)  # with observations and references
     grids = [_grid("observation", _observed(data, judge.row_samples[:count]), domain, judge.law, "What was learned from.")]
-    for name in sorted(found, key=lambda name: ORDER.get(name, len(ORDER))):
+    for name in _ordered(found):
         images, attributes = found[name]
         grids.append(_grid(name, images[:count], domain, judge.law, _calls(attributes)))
     clean = clean_images(experiment, domain, judge)
@@ -52,7 +52,7 @@ def pictures_of(experiment: Experiment, domain: Domain, samples: Mapping[str, Pa
 def pictures_of_samples(experiment: Experiment, domain: Domain, samples: Mapping[str, Path]) -> Pictures:
     """Images of what was made alone, where the data are not at hand."""
     grids = []
-    for name in sorted(samples, key=lambda name: ORDER.get(name, len(ORDER))):
+    for name in _ordered(samples):
         images, attributes = read_samples(samples[name])
         law = law_of_samples(domain, samples[name], attributes)
         if law is not None:
@@ -91,7 +91,7 @@ def _neighbours(
     observed = np.concatenate(parts)
     features = features_of(observed)
     result = []
-    for name in sorted(found, key=lambda name: ORDER.get(name, len(ORDER))):
+    for name in _ordered(found):
         images, attributes = found[name]
         law = law_of_samples(domain, samples[name], attributes) or judge.law
         corrupted = judge.corrupt(images[:count], attributes["seeds"][:count], law)
@@ -112,4 +112,9 @@ def small_grids_of(experiment: Experiment, domain: Domain, samples: Mapping[str,
         if "observation" not in found and size in data.buckets:
             found["observation"] = _grid("observation", _observed(data, list(data.buckets[size][:count])), domain, law)
         found[name] = _grid(name, images[:count], domain, law, _calls(attributes))
-    return dict(sorted(found.items(), key=lambda item: ORDER.get(item[0], len(ORDER))))
+    return {name: found[name] for name in _ordered(found)}
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Rows as tables have them."""
+    return sorted(names, key=lambda name: ORDER.get(name, len(ORDER)))
