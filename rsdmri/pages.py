@@ -250,17 +250,24 @@ def watch(make: Callable[[float | None], Path], files: Sequence[Path], seconds: 
     """Makes a page again whenever one of its ``files`` changed, until Ctrl-C or SIGTERM; ``make`` is told after how long a browser reads it
     again.
 
-    What is wrong only for a moment, because a run is being written, is said and tried again.
+    What is wrong only for a moment, because a run is being written or not yet begun, is said and tried again.
+
+    Raises:
+        UserError: there was nothing to make a page of until the end.
     """
-    stamp = stamp_of(files)
-    out = make(seconds)
-    print(f"report: {out / 'report.html'} follows the run, every {seconds:g} s; Ctrl-C ends this", file=sys.stderr)
+    stamp, out = stamp_of(files), _try(partial(make, seconds))
+    if out is None:
+        print(f"report: looks again every {seconds:g} s; Ctrl-C ends this", file=sys.stderr)
+    else:
+        print(f"report: {out / 'report.html'} follows the run, every {seconds:g} s; Ctrl-C ends this", file=sys.stderr)
     with stop_requests() as request, suppress(KeyboardInterrupt):
         while not request.signal:
             _rest(seconds, request)
             if stamp_of(files) != stamp:
                 stamp = stamp_of(files)
-                _try(partial(make, seconds))
+                out = _try(partial(make, seconds)) or out
+    if out is None:
+        return make(None)
     print("\nreport: stopped; the page stays, and is no longer read again by itself", file=sys.stderr)
     _try(partial(make, None))
     return out
@@ -273,8 +280,11 @@ def _rest(seconds: float, request: Request) -> None:
         time.sleep(min(0.2, seconds))
 
 
-def _try(make: Callable[[], object]) -> None:
+def _try(make: Callable[[], Path]) -> Path | None:
     try:
-        make()
+        return make()
+    except UsageError:
+        raise  # nothing will mend it
     except UserError as error:
         print(f"report: {error}", file=sys.stderr)
+        return None

@@ -107,6 +107,9 @@ def write_report(folder: Path | str, report: Report) -> None:
         "rows": [asdict(row) for row in report.rows],
         "selection": [asdict(line) for line in report.selection],
         "neighbours": {"distances": distances, "observations": asdict(report.yardstick)} if report.yardstick else None,
+        "facts": {name: list(lines) for name, lines in report.facts},
+        "provenance": dict(report.provenance),
+        "config": report.config_text,
     }
     _write(Path(folder), page, result)
 
@@ -130,6 +133,7 @@ def write_comparison(folder: Path | str, report: Comparison) -> None:
         "runs": {run: [asdict(row) for row in rows] for run, rows in report.rows.items()},
         "selection": {run: [asdict(line) for line in lines] for run, lines in report.selection.items()},
         "differences": {key: list(values) for key, values in report.differences.items()},
+        "facts": {run: {name: list(lines) for name, lines in facts} for run, facts in report.facts.items()},
     }
     _write(Path(folder), page, result)
 

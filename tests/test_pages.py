@@ -14,7 +14,7 @@ import pytest
 from commands import run_command
 
 from rsdmri import pages
-from rsdmri.errors import UserError
+from rsdmri.errors import UsageError, UserError
 from rsdmri.files import sha256
 from rsdmri.mri.__main__ import APPLICATION
 
@@ -63,7 +63,9 @@ def test_a_run_that_goes_on_has_a_page_of_curves(tmp_path):
     assert "Nothing was evaluated yet" in text
     assert "goes on: 16 of 160 images after 2.00 s" in text
     assert "Loss of the teacher" in text and "ab" * 32 in text and "cluster" in text
-    assert json.loads((folder / "report.json").read_text())["rows"] == []
+    found = json.loads((folder / "report.json").read_text())
+    assert found["rows"] == [] and found["config"] == (folder / "pretrain" / "config.yaml").read_text()
+    assert found["provenance"]["pretrain"]["inputs"]["observations"] == "ab" * 32 and found["facts"]["Teacher"][0] in text
 
 
 def test_a_folder_without_a_training_is_refused(tmp_path, capsys):
@@ -180,6 +182,37 @@ def test_watching_writes_when_a_file_changed_and_ends_with_ctrl_c(tmp_path, monk
     assert made == [5, 5, None]  # at first, after the change, and without a refresh at the end
     error = capsys.readouterr().err
     assert "half written" in error and "stopped" in error
+
+
+def test_watching_waits_for_a_training_to_begin(tmp_path, monkeypatch, capsys):
+    begin = iter([lambda: None, lambda: write(tmp_path / "config.yaml", "seed: 1")])
+
+    def make(refresh):
+        if not (tmp_path / "config.yaml").exists():
+            raise UserError("no training was begun here")
+        return tmp_path
+
+    def rest(seconds, request):
+        nap = next(begin, None)
+        if nap is None:
+            raise KeyboardInterrupt
+        nap()
+
+    monkeypatch.setattr(pages, "_rest", rest)
+    assert pages.watch(make, [tmp_path / "config.yaml"], 5) == tmp_path
+    error = capsys.readouterr().err
+    assert "no training was begun here" in error and "looks again every 5 s" in error
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(UserError, match="no training"):  # until the end
+        pages.watch(make, [tmp_path / "config.yaml"], 5)
+
+
+def test_watching_does_not_wait_for_what_nothing_mends():
+    def make(refresh):
+        raise UsageError("named twice")
+
+    with pytest.raises(UsageError):
+        pages.watch(make, [], 5)
 
 
 def test_watching_ends_when_a_scheduler_says_so(tmp_path, capsys):
@@ -376,6 +409,31 @@ def test_the_page_of_a_run_works_in_a_browser(trained, tmp_path, width):
     assert found["stops"] >= 1
     text = page.read_text(encoding="utf-8")
     assert "Nearest training images" in text and "Selection" in text and "64</span> <span" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_a_page_that_is_read_again_looks_as_it_did(trained, tmp_path):
+    assert run("report", trained / "seed0") == 0
+    page = tmp_path / "followed.html"
+    page.write_text(
+        (trained / "seed0" / "report.html").read_text().replace('<html lang="en"', '<html lang="en" data-refresh="1"', 1)
+    )
+    script = """
+      const chart = $(".chart"), svg = chart.querySelector("svg"), at = () => svg.querySelector(".curves").getAttribute("transform");
+      const seen = () => [$("#level").value, $('input[value="phase"]').checked, $("pre").closest("details").open, at()];
+      if (history.state) found.seen = seen();
+      else {
+        $("#level").value = 0.3; tell($("#level"), "input");
+        $('input[value="phase"]').checked = true; tell($('input[value="phase"]'), "input");
+        $("pre").closest("details").open = true;
+        svg.focus(); tell(svg, "keydown", {key: "+"});
+      }
+      found.phases = document.body.classList.contains("phases");
+    """
+    found = browse(page, tmp_path, 1600, script)
+    assert found["seen"][:3] == ["0.3", True, True] and found["phases"]
+    assert float(found["seen"][3].removeprefix("matrix(").split()[0]) == pytest.approx(1.5)
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def test_json_holds_the_numbers(tmp_path):
     rows = [*ROWS, Row("broken", math.nan, None, {"swd": Score(math.inf, None, 64)})]
     report(tmp_path, rows, circumstances={"n": 64, "features": "bands"})
     found = json.loads((tmp_path / "report.json").read_text())
-    assert list(found) == ["title", "evaluation", "rows", "selection", "neighbours"]
+    assert list(found) == ["title", "evaluation", "rows", "selection", "neighbours", "facts", "provenance", "config"]
     assert found["evaluation"] == {"n": 64, "features": "bands"}
     assert found["rows"][2] == {
         "name": "rsd",
@@ -501,5 +501,8 @@ def test_selection_is_in_the_page(tmp_path):
 
 
 def test_a_page_that_is_watched_is_read_again(tmp_path):
-    assert '<meta http-equiv="refresh" content="30">' in report(tmp_path, refresh=30.0)
-    assert "refresh" not in report(tmp_path)
+    text = report(tmp_path, refresh=30.0)
+    assert '<html lang="en" data-refresh="30">' in text  # by the script, which keeps what was chosen
+    assert '<noscript><meta http-equiv="refresh" content="30"></noscript>' in text
+    plain = report(tmp_path)
+    assert "data-refresh" not in plain and 'http-equiv="refresh' not in plain

@@ -2,6 +2,16 @@
 document.documentElement.classList.add("js");
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
+// A page that follows a run is read again now and then, and must look as it did: the history of the tab keeps what was chosen.
+const refresh = +document.documentElement.dataset.refresh || 0;
+const before = (refresh && history.state) || {values: {}, open: [], views: {}};
+const controls = all("input, select");
+const nameOf = (control) => control.id || control.dataset.chooses || `${control.name} ${control.value}`;
+const titleOf = (details) => details.querySelector("summary").firstChild.textContent.trim();
+for (const control of controls)
+  if (nameOf(control) in before.values) control[control.type === "radio" ? "checked" : "value"] = before.values[nameOf(control)];
+for (const details of all("details")) if (before.open.includes(titleOf(details))) details.open = true;
+
 // Window and level: out = (in - level) / window + 1/2, in one linear step of an SVG filter.
 const level = document.getElementById("level");
 if (level) {
@@ -232,8 +242,24 @@ function makeChart(figure) {
   zoomOut.addEventListener("click", () => zoom(1 / 1.5));
   reset.addEventListener("click", wholly);
   wholly();
+  const name = svg.getAttribute("aria-label");
+  if (name in before.views) see(before.views[name]);
+  return () => figure.classList.contains("moved") ? [[name, view]] : [];
 }
-all(".chart").forEach(makeChart);
+const views = all(".chart").map(makeChart);
+
+if (refresh) {
+  const again = () => {
+    if (dialog.open) return setTimeout(again, 1000);  // somebody is looking
+    history.replaceState({
+      values: Object.fromEntries(controls.map((control) => [nameOf(control), control.type === "radio" ? control.checked : control.value])),
+      open: all("details[open]").map(titleOf),
+      views: Object.fromEntries(views.flatMap((seen) => seen())),
+    }, "");
+    location.reload();
+  };
+  setTimeout(again, 1000 * refresh);
+}
 
 // Paper cannot be unfolded.
 const folded = all("details:not([open])");
