@@ -8,6 +8,7 @@ unexpected tensor is an error.
 import dataclasses
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -144,7 +145,7 @@ def unflatten(flat: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def save_resume(folder: Path, state: dict[str, Any], progress: dict[str, float]) -> None:
-    """Writes ``resume/step_<images>/`` whole, by renaming the folder, and drops the older ones."""
+    """Writes ``resume/step_<images>/`` whole, by renaming the folder. The one before it stays, should this one be damaged; others go."""
     resume = folder / "resume"
     final = resume / f"step_{int(progress['images']):012d}"
     temporary = resume / f".{final.name}.{os.getpid()}.tmp"
@@ -154,14 +155,36 @@ def save_resume(folder: Path, state: dict[str, Any], progress: dict[str, float])
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
+    earlier = [path for path in sorted(resume.glob("step_*")) if path < final]
     for old in [*resume.glob("step_*"), *resume.glob(".step_*.tmp")]:
-        if old != final:
+        if old not in (final, *earlier[-1:]):  # one with a higher number could not be read
             shutil.rmtree(old)
 
 
 def load_resume(folder: Path) -> tuple[dict[str, Any], dict[str, float]] | None:
-    """The newest checkpoint for resuming, or None. Half-written ones never have the final name."""
-    found = sorted((folder / "resume").glob("step_*"))
-    if not found:
-        return None
-    return unflatten(load_tensors(found[-1] / "state.safetensors")), read_json(found[-1] / "progress.json")
+    """The newest checkpoint for resuming that is whole, or None where there is none at all.
+
+    Half-written ones, which never have the final name, and damaged ones are named on standard error.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    resume, damaged = folder / "resume", None
+    for half in sorted(resume.glob(".step_*.tmp")):
+        print(f"warning: {half}: half written when its process was ended; left out", file=sys.stderr)
+    for path in sorted(resume.glob("step_*"), reverse=True):
+        try:
+            return unflatten(load_tensors(path / "state.safetensors")), _progress(path / "progress.json")
+        except UserError as error:
+            print(f"warning: damaged checkpoint, left out: {error}", file=sys.stderr)
+            damaged = damaged or error
+    if damaged is not None:
+        raise UserError(f"{damaged}. No earlier checkpoint is whole: delete {resume} to begin again.")
+    return None
+
+
+def _progress(path: Path) -> dict[str, float]:
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"images", "seconds"} <= found.keys():
+        raise UserError(f"{path}: not the progress of a training")
+    return found

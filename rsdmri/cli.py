@@ -17,7 +17,7 @@ import tyro
 from .config import Experiment, to_tree
 from .errors import Elsewhere, NotWritable, UsageError, UserError, did_you_mean
 from .files import not_writable
-from .interrupts import Interrupted
+from .interrupts import Interrupted, stoppable
 from .launch import place_of
 from .settings import load_experiment, named_configs, validate
 
@@ -80,7 +80,8 @@ def run(application: Application, arguments: Sequence[str], verb: str | None = N
             verb, arguments = _split(application, arguments)
             if verb is None:
                 return 0
-        _run_verb(application, verb, list(arguments))
+        with stoppable():
+            _run_verb(application, verb, list(arguments))
         return 0
     except NotWritable as error:
         print(f"error: {error}", file=sys.stderr)
@@ -142,6 +143,20 @@ def _split(application: Application, arguments: Sequence[str]) -> tuple[str | No
 
 
 def _run_verb(application: Application, verb: str, arguments: list[str]) -> None:
+    """One verb in this process, which may be one of several."""
+    shared = application.commands[verb].shared
+    place = None if {"-h", "--help"} & {*arguments} else place_of(os.environ)
+    if place is None or (place.first and not shared):
+        _parsed(application, verb, arguments)()
+    elif shared:
+        from .distributed import joined, together  # torch comes with it
+
+        with joined(place):  # before anything can be wrong in one of them: the others would wait for it
+            together(lambda: _parsed(application, verb, arguments))()
+
+
+def _parsed(application: Application, verb: str, arguments: list[str]) -> Callable[[], None]:
+    """What a command line asks for."""
     command = application.commands[verb]
     _check_flags(arguments, [*_flags(command.options), *application.aliases, "--help", "-h"])
     program = f"{application.name}-{verb}" if application.name == "rsdmri" else f"{application.name} {verb}"
@@ -149,7 +164,7 @@ def _run_verb(application: Application, verb: str, arguments: list[str]) -> None
     description = f"{command.help}\n\nExample: {program} {command.example}"
     if not has_experiment:
         options = _checked(lambda: tyro.cli(command.options, args=arguments, prog=program, description=description))
-        return _launch(command, options)
+        return lambda: command.run(options)
     configs, rest = _configs([_long(argument, application.aliases) for argument in arguments])
     if not configs:
         implied = application.implied_config(arguments)
@@ -162,26 +177,17 @@ def _run_verb(application: Application, verb: str, arguments: list[str]) -> None
     options = _checked(lambda: tyro.cli(command.options, default=default, args=rest, prog=program, description=description))
     validate(application.experiment, to_tree(options.experiment), "command line")  # tyro alone lets a broken limit pass
     if options.print_config:
-        import yaml
-
-        print(yaml.safe_dump(to_tree(options.experiment), sort_keys=False), end="")
-    elif options.dry_run:
+        return lambda: _print_config(options.experiment)
+    if options.dry_run:
         place = options.out or (command.makes if " " in command.makes else options.experiment.folder / command.makes)
-        print(f"{program}: the configuration is valid; results would go to {place}")
-    else:
-        _launch(command, options)
+        return lambda: print(f"{program}: the configuration is valid; results would go to {place}")
+    return lambda: command.run(options)
 
 
-def _launch(command: Command, options: Any) -> None:
-    """Runs a command in this process, which may be one of several."""
-    place = place_of(os.environ)
-    if place is None or (place.first and not command.shared):
-        command.run(options)
-    elif command.shared:
-        from .distributed import joined  # torch comes with it
+def _print_config(experiment: Experiment) -> None:
+    import yaml
 
-        with joined(place):
-            command.run(options)
+    print(yaml.safe_dump(to_tree(experiment), sort_keys=False), end="")
 
 
 def _checked(parse: Callable[[], Any]) -> Any:

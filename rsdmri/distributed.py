@@ -26,6 +26,7 @@ from .sharding import split
 
 T = TypeVar("T")
 
+MEETING = timedelta(minutes=10)  # for each other, at the start and in a step: who is gone does not hold up a job for long
 WAITING = timedelta(days=2)  # for the first process while it evaluates or writes: no collective of the GPUs is open meanwhile
 #: How collectives say that another process is gone.
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "ncclRemoteError")
@@ -43,7 +44,7 @@ def joined(place: Place) -> Iterator[None]:
     # torchrun keeps the store, where processes meet, itself.
     where = "env://" if "TORCHELASTIC_RUN_ID" in os.environ else f"tcp://{place.address}:{place.port}"
     try:
-        dist.init_process_group(backend, init_method=where, rank=place.rank, world_size=place.size)
+        dist.init_process_group(backend, init_method=where, rank=place.rank, world_size=place.size, timeout=MEETING)
         control = dist.new_group(backend="gloo", timeout=WAITING)
     except (RuntimeError, ValueError) as error:
         lost = f"process {place.rank} of {place.size} cannot reach the others at {place.address}:{place.port} ({error})"

@@ -5,15 +5,21 @@ SLURM sends SIGTERM when it preempts a job and, with ``#SBATCH --signal=USR1@300
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+REPEATED = 5.0  # seconds: srun and torchrun both hand a signal on, and one that comes twice is one
 
 
-class Interrupted(Exception):
-    """A run was told to stop and did, with everything saved: the same command goes on."""
+class Interrupted(BaseException):
+    """A command was told to stop and did, with what was finished saved: the same command goes on.
+
+    Like KeyboardInterrupt it is no error of the input that was at work.
+    """
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
@@ -25,26 +31,51 @@ class Request:
 
 
 @contextmanager
-def stop_requests() -> Iterator[Request]:
-    """Within the block these signals are noted, and do not end the process; a second one does, as if none had been noted.
+def stoppable() -> Iterator[None]:
+    """Within the block these signals raise :class:`Interrupted` wherever the main thread is, but where :func:`stop_requests` notes them."""
 
-    Other threads than the main one cannot listen to signals: there nothing is ever noted.
-    """
-    request = Request()
-    if threading.current_thread() is not threading.main_thread():
+    def stop(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        raise Interrupted(f"{name} came; what was finished is kept. The same command goes on.")
+
+    with _handled(lambda before: stop):
+        yield
+
+
+@contextmanager
+def stop_requests() -> Iterator[Request]:
+    """Within the block these signals are noted, and do not end the process; one that comes again later does, as if none had been noted."""
+    request, first = Request(), dict[int, float]()
+
+    def noting(before: dict[signal.Signals, Any]) -> Callable[[int, FrameType | None], None]:
+        def note(number: int, frame: FrameType | None) -> None:
+            came = signal.Signals(number)
+            request.signal = came.name
+            if time.monotonic() - first.setdefault(number, time.monotonic()) > REPEATED:
+                signal.signal(came, before[came])
+                signal.raise_signal(came)
+
+        return note
+
+    with _handled(noting):
         yield request
+
+
+@contextmanager
+def _handled(handler: Callable[[dict[signal.Signals, Any]], Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+    """Within the block ``handler``, which is given the handlers before, is told of these signals.
+
+    Other threads than the main one cannot listen to signals: there nothing ever comes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came = signal.Signals(number)
-        request.signal = came.name
-        signal.signal(came, before[came])
-
+    told = handler(before)
     for number in SIGNALS:
-        signal.signal(number, note)
+        signal.signal(number, told)
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

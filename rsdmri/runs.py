@@ -122,9 +122,9 @@ def write_config(path: Path, experiment: Experiment) -> None:
 
 
 def _changed(old: Any, new: Any, name: str) -> Iterator[str]:
-    """What differs, but for what may."""
+    """What differs, but for the settings that may; an input must be the same file, whatever it is called."""
     for names, then, now in differences(old, json.loads(json.dumps(new)), (name,)):
-        if not FREE & set(names):
+        if name == "inputs" or not FREE & set(names):
             yield f"{'.'.join(names)}: {then!r} then, {now!r} now"
 
 

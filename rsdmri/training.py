@@ -137,15 +137,16 @@ def train(
                 continue
             seconds = time.monotonic() - began
             progress.update(images, distributed.together(partial(log.write, images, seconds)))
-            looks = watch is not None and (ended or images - looked >= watch.every)
-            if watch is not None and looks:
-                stopped, seen = distributed.by_first(partial(watch, images, seconds, _whole(average.values)))
-                progress.update(images, log.tell(images, seen))
-                began, looked, ended = time.monotonic() - seconds, images, ended or stopped
             # Only here, where the log's sums are empty: a checkpoint need not hold them. A signal to one process is one to all; clocks
             # differ, and the first one's decides.
             said = distributed.told((request.signal, saved.due(images, options)))
             signal = next((name for name, _ in said if name), "")
+            # A look may take longer than a scheduler waits: one that is told to stop looks when it goes on.
+            looks = watch is not None and (ended or images - looked >= watch.every) and not (signal and not ended)
+            if watch is not None and looks:
+                stopped, seen = distributed.by_first(partial(watch, images, seconds, _whole(average.values)))
+                progress.update(images, log.tell(images, seen))
+                began, looked, ended = time.monotonic() - seconds, images, ended or stopped
             if ended or looks or signal or said[0][1]:
                 state = _whole({"step": step.state_dict(), "average": average.values})
                 progressed = {"images": images, "seconds": seconds}
