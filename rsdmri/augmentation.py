@@ -18,8 +18,8 @@ AXES = (-1, -2)  # left to right, top to bottom
 
 def draw_mirrors(n: int, probability: float, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Which of n samples are mirrored, (2, n): left to right one half of them, top to bottom with ``probability``."""
-    drawn = rand((n, 2), generator, torch.empty(0, device=device)).T
-    return drawn < torch.tensor([[0.5], [probability]], dtype=torch.float32, device=device)
+    across, along = rand((n, 2), generator, torch.empty(0, device=device)).T
+    return torch.stack([across < 0.5, along < probability])  # numbers stay on the host: to send one would be to wait
 
 
 def mirrored(record: B, which: Tensor, periodic: bool) -> B:

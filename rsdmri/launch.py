@@ -55,6 +55,16 @@ def _slurm(environment: Mapping[str, str]) -> Place | None:
     return Place(rank, size, local, address, port)
 
 
+def local_size(environment: Mapping[str, str]) -> int:
+    """How many processes of one piece of work share this machine."""
+    if _torchrun(environment) is not None:
+        return int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    if _slurm(environment) is not None:  # such as 4(x2),3: the first number of them, where they differ by little
+        found = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+        return int(found.group()) if found else 1
+    return 1
+
+
 def first_node(nodes: str) -> str:
     """The first of SLURM's list of nodes: ``gpu-07`` of ``gpu-[07-09,12],login``. Of names with several brackets MASTER_ADDR must tell."""
     match = re.match(r"([^\[,]*)(?:\[([^\]]*)\]([^,\[]*))?", nodes)

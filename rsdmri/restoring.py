@@ -19,12 +19,12 @@ from .domain import Law, Observations, Size
 from .errors import UserError
 from .files import atomic
 from .jobs import run_files
+from .memory import fits
 from .observations import Observation
 from .operators import Identity
 from .tensors import Image
 
 PART = 32  # observations in a part
-IN_MEMORY = 4 << 30  # bytes of images up to which they are held in memory
 
 Restore = Callable[[Observation, Sequence[int]], Image]  # observations and their places in the data set -> images
 
@@ -83,7 +83,7 @@ def read_images(path: Path, data: Observations, of: Mapping[str, Any]) -> Images
     try:
         file = h5py.File(path, "r")
         found = json.loads(file.attrs["of"])
-        small = sum(group["images"].nbytes for group in file.values()) <= IN_MEMORY
+        small = fits(sum(group["images"].nbytes for group in file.values()))
         for group in file.values():
             stack = torch.from_numpy(group["images"][()]) if small else group["images"]
             images |= {place: (stack, row) for row, place in enumerate(group["index"][()].tolist())}

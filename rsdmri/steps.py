@@ -66,11 +66,15 @@ def batch_of(buckets: Sequence[Sequence[int]], seed: int, number: int, batch: in
 
 
 def draw_size(sizes: Mapping[Size, int], generator: torch.Generator) -> Size:
-    """The size of a batch, drawn as often as the data have it; nothing is drawn where there is but one."""
+    """The size of a batch, drawn as often as the data have it; nothing is drawn where there is but one.
+
+    The host draws it, from the seed of ``generator`` and not from its stream, so that it need not wait for a GPU: what one generator draws
+    for has one size.
+    """
     if len(sizes) == 1:
         return next(iter(sizes))
-    weights = torch.tensor(list(sizes.values()), dtype=torch.float64, device=generator.device)
-    return list(sizes)[int(torch.multinomial(weights, 1, generator=generator))]
+    drawn = np.random.default_rng([SIZE_STREAM, generator.initial_seed() % 2**63]).random() * sum(sizes.values())
+    return list(sizes)[int(np.searchsorted(np.cumsum(list(sizes.values())), drawn, side="right"))]
 
 
 def spread(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from rsdmri.domain import Law, Size
 from rsdmri.errors import UserError
 from rsdmri.files import atomic
+from rsdmri.memory import fits
 from rsdmri.noise_level import of_images
 from rsdmri.observations import Observation, observe
 from rsdmri.operators import Identity, LinearOperator, MaskedOperator
@@ -28,7 +29,6 @@ from .images import load_images
 from .masks import draw_boxes, draw_pixels, image_generator
 from .operators import Blur, Inpainting, SuperResolution, enlarged, gaussian_kernel, motion_kernels
 
-IN_MEMORY = 4 << 30  # bytes of observations up to which a data set is held in memory
 CHUNK = 256  # images at a time in prepare
 ESTIMATED_FROM = 2000  # images from which the noise is estimated
 
@@ -46,7 +46,7 @@ def draw_operator(data: NaturalData, n: int, size: Size, generator: torch.Genera
         return Blur(motion_kernels(n, data.kernel_width, generator).float())
     if data.corruption == "blur":
         kernel = gaussian_kernel(data.kernel_width, data.kernel_std, data.kernel == "published")
-        return Blur(kernel.float().to(device).expand(n, -1, -1))
+        return Blur(kernel.float().to(device, non_blocking=True).expand(n, -1, -1))
     return Identity(torch.zeros(n, dtype=torch.float32, device=device))
 
 
@@ -131,7 +131,7 @@ class NaturalObservations:
             self.names = [name.decode() for name in file["name"][()]]
             self.noise_std = torch.from_numpy(file["noise_std"][()])
             self.drawn = {name: torch.from_numpy(file[name][()]) for name in ("mask", "kernel") if name in file}
-            self.y = file["y"][()] if file["y"].nbytes <= IN_MEMORY else file["y"]
+            self.y = file["y"][()] if fits(file["y"].nbytes) else file["y"]
         except FileNotFoundError:
             raise UserError(f"{path}: no such file. Make it: rsdmri-natural prepare") from None
         except (OSError, KeyError, TypeError, ValueError) as error:

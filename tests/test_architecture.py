@@ -16,6 +16,7 @@ ROWS = [
         "files",
         "interrupts",
         "launch",
+        "memory",
         "progress",
         "config",
         "tensors",

@@ -233,7 +233,7 @@ def test_fixed_thinning_is_a_function_of_the_mask(corruption):
 
 def test_a_data_set_that_does_not_fit_in_memory_reads_the_same(tmp_path, monkeypatch):
     whole, path = prepared(tmp_path, corruption="motion", kernel_width=5)
-    monkeypatch.setattr("rsdmri_natural.domain.IN_MEMORY", 0)
+    monkeypatch.setattr("rsdmri_natural.domain.fits", lambda size: False)
     parts = NaturalObservations(path, whole.data)
     assert isinstance(parts.y, h5py.Dataset)
     for indices in ([0, 3], [2, 1, 0]):

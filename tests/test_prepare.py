@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -16,6 +17,7 @@ from rsdmri.mri.domain import MRI, MRIObservations
 from rsdmri.mri.fastmri_file import write_fastmri
 from rsdmri.mri.masks import acs_lines
 from rsdmri.mri.patterns import fastmri_columns
+from rsdmri.mri.rows import Rows
 from rsdmri.settings import load_experiment
 from rsdmri.tensors import make_generator
 
@@ -318,19 +320,41 @@ def test_undersampled_scans_of_several_accelerations_are_learned_from_together(t
     assert sorted(thinned.mask.sum(-1).flatten().tolist()) == [4, 4, 6, 6]
 
 
-def test_a_data_set_that_does_not_fit_in_memory_reads_the_same(tmp_path, monkeypatch):
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_data_set_that_does_not_fit_in_memory_reads_the_same(threads, tmp_path, monkeypatch):
     scan(tmp_path / "kspace", "four", coils=4)
     scan(tmp_path / "kspace", "sixsix", coils=6)
     assert prepare(tmp_path) == 0
     whole = opened(tmp_path)
-    monkeypatch.setattr("rsdmri.mri.domain.IN_MEMORY", 0)
+    monkeypatch.setattr("rsdmri.mri.domain.fits", lambda size: False)
+    monkeypatch.setattr("rsdmri.mri.domain.readers", lambda: ThreadPoolExecutor(threads) if threads else None)
     parts = opened(tmp_path)
-    assert isinstance(parts.stores[0][0], h5py.Dataset)
+    assert isinstance(parts.stores[0][0], Rows) and parts.stores[0][0].direct
     for indices in ([0, 3], [2, 1, 0]):
         ours, theirs = whole.batch(indices), parts.batch(indices)
         assert torch.equal(ours.y, theirs.y)
         assert torch.equal(ours.operator.maps, theirs.operator.maps)
     assert torch.equal(whole.law().banks[16, 16].maps, parts.law().banks[16, 16].maps)
+
+
+def test_rows_are_read_past_hdf5_and_what_is_damaged_is_named(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (3, 2, 8, 64), np.uint8).view(np.complex64)  # grows when it is compressed
+    values = {"plain": np.zeros((3, 2, 8, 8), np.complex64), "noise": noise, "other": noise}
+    path = tmp_path / "rows.h5"
+    with h5py.File(path, "w") as file:
+        for name, array in values.items():
+            ours = {"compression": "gzip", "fletcher32": True, "shuffle": name == "other"}
+            file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]), **ours)
+    with h5py.File(path, "r+") as file:
+        for name, array in values.items():
+            rows = Rows(file[name])
+            assert rows.direct == (name != "other") and len(rows) == 3
+            assert all(np.array_equal(rows[row].view(np.uint8), array[row].view(np.uint8)) for row in range(3))
+        file["plain"].id.write_direct_chunk((1, 0, 0, 0), b"damaged!")
+        with pytest.raises(UserError, match=r"rows.h5: /plain, row 1: damaged .*Prepare the data again"):
+            Rows(file["plain"])[1]
+        assert not Rows(file["plain"])[2].any()
 
 
 def test_names_join_observations_and_references(tmp_path):

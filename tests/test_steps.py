@@ -90,12 +90,13 @@ def test_one_bucket_is_the_endless_sequence_itself():
 
 
 def test_sizes_are_drawn_as_often_as_the_data_have_them():
-    generator = make_generator(0)
-    drawn = [draw_size({(8, 8): 30, (8, 16): 10}, generator) for _ in range(2000)]
+    drawn = [draw_size({(8, 8): 30, (8, 16): 10}, make_generator(0, step)) for step in range(2000)]
     assert drawn.count((8, 16)) / 2000 == pytest.approx(0.25, abs=0.03)
+    generator = make_generator(0)
     before = generator.get_state()
     assert draw_size({(8, 8): 30}, generator) == (8, 8)
-    assert torch.equal(generator.get_state(), before)
+    draw_size({(8, 8): 30, (8, 16): 10}, generator)
+    assert torch.equal(generator.get_state(), before)  # of images alone
 
 
 def test_learning_rate_rises_and_falls():

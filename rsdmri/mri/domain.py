@@ -16,6 +16,7 @@ from ..config import to_tree
 from ..domain import Law, Size
 from ..errors import UserError
 from ..files import atomic
+from ..memory import fits
 from ..observations import Observation
 from ..operators import LinearOperator, MaskedOperator
 from ..tensors import Image, PerSample, generator_of, make_generator, randint
@@ -24,13 +25,13 @@ from .masks import check_thinning, draw_columns, kept_acs, thin_columns
 from .operators import MultiCoilMRI
 from .prepare import prepare
 from .reconstruction import choose_lam, default_lam, l1_wavelet
+from .rows import Rows, held, readers
 from .store import size_name
 from .wavelets import Wavelet
 
 CHOOSING = 8  # slices from which the weight of L1-wavelet is chosen
 BANK_STREAM = 5  # the purpose of the generator that chooses the maps a run keeps
 AGAIN = "Give the same, or run rsdmri-prepare (and what follows it) again."
-IN_MEMORY = 4 << 30  # bytes of k-space and maps up to which a data set is held in memory
 
 
 @dataclass(frozen=True)
@@ -138,14 +139,17 @@ class MRIObservations:
             asked = json.loads(file.attrs["config"])
             self.noise_asked = asked["data"]["noise_std"]
             self.attributes = {name: file.attrs[name] for name in ("accel", "display_max")}
-            small = sum(group[name].nbytes for group in groups for name in ("kspace", "maps")) <= IN_MEMORY
-            pairs = [(group["kspace"], group["maps"]) for group in groups]
-            # Arrays and datasets give a slice in the same way.
-            self.stores = [(kspace[()], maps[()]) for kspace, maps in pairs] if small else pairs
+            datasets = [group[name] for group in groups for name in ("kspace", "maps")]
+            small = fits(sum(dataset.nbytes for dataset in datasets))
+            self.readers = readers()
+            # Arrays and rows of a file give a slice in the same way.
+            stores = held(datasets, self.readers) if small else [Rows(dataset) for dataset in datasets]
+            self.stores = list(zip(stores[::2], stores[1::2], strict=True))
             self.places = [(store, row) for store, (kspace, _) in enumerate(self.stores) for row in range(len(kspace))]
             self.buckets = _buckets([sizes[store] for store, _ in self.places])
             if small:
                 file.close()
+                self.readers = None  # they would cost more than they save
         except FileNotFoundError:
             raise UserError(f"{path}: no such file. Make it: rsdmri-prepare") from None
         except (OSError, KeyError, IndexError, ValueError, AttributeError) as error:
@@ -155,7 +159,9 @@ class MRIObservations:
         return len(self.places)
 
     def batch(self, indices: Sequence[int]) -> Observation:
-        kspace, maps = (torch.stack([self._slice(i, which) for i in indices]) for which in (0, 1))
+        wanted = [(i, which) for which in (0, 1) for i in indices]
+        found = [*(map if self.readers is None else self.readers.map)(lambda one: self._slice(*one), wanted)]
+        kspace, maps = torch.stack(found[: len(indices)]), torch.stack(found[len(indices) :])
         mask = torch.stack([self.mask[i] for i in indices])[:, None, None, :]
         return Observation(kspace, MultiCoilMRI(maps, mask), self.noise_std[torch.as_tensor(indices)])
 

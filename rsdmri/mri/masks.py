@@ -125,7 +125,7 @@ def volume_columns(name: str, width: int, acceleration: float, acs: int, seed: i
 def _highest(scores: Tensor, count: int | Tensor) -> Tensor:
     """True at the ``count`` (a number, or one a row) highest scores of each row."""
     rank = scores.argsort(dim=-1, descending=True).argsort(dim=-1)
-    return rank < torch.as_tensor(count, device=scores.device).reshape(-1, 1)
+    return rank < (count.reshape(-1, 1) if isinstance(count, Tensor) else count)
 
 
 def sampled(kspace: Tensor) -> Tensor:
