@@ -77,5 +77,5 @@ def _handled(handler: Callable[[dict[signal.Signals, Any]], Callable[[int, Frame
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

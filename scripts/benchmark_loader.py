@@ -66,7 +66,8 @@ def slices(n: int, matrix: tuple[int, int], coils: int, threads: list[int]) -> N
         rsdmri.mri.domain.fits = lambda size: False
         for _ in range(3):
             for count in (0, *threads):
-                rsdmri.mri.domain.readers = lambda count=count: ThreadPoolExecutor(count) if count > 1 else None
+                pool = ThreadPoolExecutor(count) if count > 1 else None
+                rsdmri.mri.domain.readers = partial(_given, pool)
                 data = MRIObservations(folder / "x/prepare/observations.h5", 1)
                 for rows in (rows for pair in data.stores for rows in pair if not count):
                     rows.direct = False
@@ -75,6 +76,10 @@ def slices(n: int, matrix: tuple[int, int], coils: int, threads: list[int]) -> N
                     len(data),
                     partial(epoch, data, BATCH_OF_SLICES),
                 )
+
+
+def _given(pool: ThreadPoolExecutor | None) -> ThreadPoolExecutor | None:
+    return pool
 
 
 def main() -> int:

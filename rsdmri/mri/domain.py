@@ -143,7 +143,7 @@ class MRIObservations:
             small = fits(sum(dataset.nbytes for dataset in datasets))
             self.readers = readers()
             # Arrays and rows of a file give a slice in the same way.
-            stores = held(datasets, self.readers) if small else [Rows(dataset) for dataset in datasets]
+            stores: list[Any] = [*(held(datasets, self.readers) if small else map(Rows, datasets))]
             self.stores = list(zip(stores[::2], stores[1::2], strict=True))
             self.places = [(store, row) for store, (kspace, _) in enumerate(self.stores) for row in range(len(kspace))]
             self.buckets = _buckets([sizes[store] for store, _ in self.places])
