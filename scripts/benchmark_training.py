@@ -7,13 +7,16 @@ Random data and fresh weights: how long a step takes does not depend on them. Th
 passes of its networks on inputs of the same shapes, measured in the same process; its share is the floor over the stage. FLOPs are
 counted, and set beside the rate of a large matrix product on the same device in the same precision. --levers measures several ways of
 computing one after the other, each alone or joined by commas. Writes JSON with --json.
+
+Memory is the most that a stage takes, with what stays of all stages (five networks, two optimisers' moments): of a GPU what is allocated, of a
+CPU (Linux) what the process holds.
 """
 
 import argparse
 import dataclasses
 import itertools
 import json
-import resource
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -99,6 +102,22 @@ def timed(function: Callable[[], Any], device: torch.device, repeats: int) -> fl
     return sorted(seconds)[len(seconds) // 2]
 
 
+def reset_peak(device: torch.device) -> None:
+    """Forgets how much memory was taken at most."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): the peak of the resident size
+
+
+def peak(device: torch.device) -> int:
+    """Bytes since then."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    return int(found.group(1)) * 1024 if found else 0
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -152,8 +171,6 @@ class Networks:
 def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: int) -> dict[str, Any]:
     """All stages of one configuration."""
     device = device_of(experiment)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     mri = isinstance(law, MRILaw)
     channels, dtype = (1, torch.complex64) if mri else (3, torch.float32)
     objective = build_objective(experiment.objective, law.thin)
@@ -212,15 +229,12 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
     }
     rows = {}
     for name, (function, floor) in stages.items():
-        rows[name] = _row(timed(function, device, repeats), floor, batch)
+        reset_peak(device)
+        seconds = timed(function, device, repeats)
+        rows[name] = _row(seconds, floor, batch, peak(device))
         print(f"  {name}: {rows[name]['images_a_second']:.3g} images/s", file=sys.stderr, flush=True)
     flops = Networks(copied(denoiser, None), size, 1, device).flops()  # a copy, which is never compiled
     rate = matrix_rate(device, torch.bfloat16 if denoiser.bf16 else torch.float32)
-    peak = (
-        torch.cuda.max_memory_allocated(device)
-        if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
     return {
         "size": size,
         "coils": law.banks[size].maps.shape[1] if isinstance(law, MRILaw) else None,
@@ -232,17 +246,18 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
         "forward_flops_an_image": flops,
         "matrix_product_flops_a_second": rate,
         "training_pass_share_of_the_matrix_rate": 3 * flops * batch / train / rate,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": max(row["peak_memory_bytes"] or 0 for row in rows.values()),
         "stages": rows,
     }
 
 
-def _row(seconds: float, floor: float, batch: int) -> dict[str, float | None]:
+def _row(seconds: float, floor: float, batch: int, memory: int) -> dict[str, float | None]:
     return {
         "seconds": seconds,
         "images_a_second": batch / seconds,
         "floor_seconds": floor or None,
         "share": floor / seconds if floor else None,
+        "peak_memory_bytes": memory,
     }
 
 
@@ -256,13 +271,15 @@ def table(found: Mapping[str, Any]) -> str:
         f"a training pass at {100 * found['training_pass_share_of_the_matrix_rate']:.0f} % of a matrix product's"
         f" {found['matrix_product_flops_a_second'] / 1e9:.0f} GFLOP/s; memory at most {found['peak_memory_bytes'] / 2**30:.2f} GiB",
         "",
-        "| stage | ms | images/s | networks alone, ms | share |",
-        "|---|---|---|---|---|",
+        "| stage | ms | images/s | networks alone, ms | share | GiB |",
+        "|---|---|---|---|---|---|",
     ]
     for name, row in found["stages"].items():
         floor = "-" if row["floor_seconds"] is None else f"{1e3 * row['floor_seconds']:.1f}"
         share = "-" if row["share"] is None else f"{100 * row['share']:.0f} %"
-        lines.append(f"| {name} | {1e3 * row['seconds']:.1f} | {row['images_a_second']:.3g} | {floor} | {share} |")
+        lines.append(
+            f"| {name} | {1e3 * row['seconds']:.1f} | {row['images_a_second']:.3g} | {floor} | {share} | {row['peak_memory_bytes'] / 2**30:.2f} |"
+        )
     return "\n".join(lines)
 
 
