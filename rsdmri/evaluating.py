@@ -16,7 +16,6 @@ from .domain import Domain, Law, Size
 from .errors import UsageError, UserError
 from .evaluation import Evaluator, comparison_options, evaluator
 from .files import sha256, write_json
-from .generation import read_samples
 from .image_sets import Array, Preprocessing, preprocessing_of, read_set, volumes_in
 from .metrics.compare import MIN_IMAGES, Options, Side, compare, floors_of, halves, require_something_to_see
 from .metrics.phase import phase_histograms
@@ -24,6 +23,7 @@ from .metrics.pixel import VOLUME, complex_nrmse, inside, nmse, psnr
 from .metrics.sliced import Indices
 from .progress import Progress
 from .runs import versions
+from .samples import read_samples
 from .tensors import Image
 
 ORDER = {"observation": 0, "teacher": 1, "teacher+": 2, "rsd": 3}  # of rows; any others behind

@@ -1,17 +1,12 @@
 """Images from a trained run: sample i is a function of its seed i alone, whatever else is sampled with it."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import torch
-from torch import Tensor
 
-from . import distributed
 from .checkpoints import Description, load_model
 from .compute import arranged
 from .config import SampleConfig
@@ -19,9 +14,7 @@ from .denoiser import Denoiser, Generator
 from .distillation import shown
 from .domain import Domain, Law
 from .errors import UserError
-from .files import atomic
 from .operators import LinearOperator, MaskedOperator
-from .progress import Progress
 from .sampling import SAMPLERS, calls, levels, noises, sample_generator
 from .tensors import Image
 
@@ -127,48 +120,3 @@ def _check_images(run: Path, description: Description, domain: Domain) -> None:
             )
         ]
         raise UserError(f"{run}: a network for images of {kinds[0]}; those of {domain.program.strip()}* are of {kinds[1]}")
-
-
-def write_samples(model: Model, path: Path, stage: str) -> None:
-    """samples.h5: images and seeds, with the time and the network calls an image took."""
-    options = model.experiment.sample
-    seeds = list(range(options.first_seed, options.first_seed + options.n))
-    model.sample(seeds[:1], options)  # the first call pays for set-up that no image owes
-    images: list[Tensor] = []
-    began = time.perf_counter()
-    # Processes take batches in turn: these, and so their rounding, are those of one process.
-    with Progress(stage, len(seeds), "images") as progress:
-        for start in range(0, len(seeds), distributed.size() * options.batch):
-            mine = seeds[start + distributed.rank() * options.batch :][: options.batch]
-            images += [part for part in distributed.gathered(model.sample(mine, options) if mine else None) if part is not None]
-            progress.update(min(start + distributed.size() * options.batch, len(seeds)))
-    seconds = (time.perf_counter() - began) / len(seeds)
-    distributed.by_first(lambda: _write(path, torch.cat(images), seeds, seconds, model))
-
-
-def _write(path: Path, stack: Image, seeds: Sequence[int], seconds: float, model: Model) -> None:
-    if not torch.isfinite(torch.view_as_real(stack) if stack.is_complex() else stack).all():
-        raise UserError("the model gives NaN or infinity: the run has diverged; train again with a lower learning rate")
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        file["images"] = stack[:, 0].numpy() if model.description.complex_images else stack.movedim(1, -1).numpy()
-        file["seeds"] = np.array(seeds, np.int64)
-        batch, role = model.experiment.sample.batch, model.description.role
-        file.attrs.update(seconds_per_image=seconds, network_calls=model.calls, role=role, batch=batch)
-        file.attrs["processes"] = distributed.size()
-        file.attrs["run"] = str(model.run.resolve())
-
-
-def read_samples(path: Path) -> tuple[Image, dict[str, Any]]:
-    """Images (N, C, H, W) of a samples.h5, and its attributes with the ``seeds`` of the images among them."""
-    try:
-        with h5py.File(path, "r") as file:
-            images = torch.from_numpy(file["images"][()])
-            attributes = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
-            attributes["seeds"] = file["seeds"][()].tolist()
-            if len(attributes["seeds"]) != len(images) or min(attributes["seeds"], default=0) < 0:
-                raise KeyError("one seed an image, none negative, expected")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. The verb sample makes it.") from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a file of samples ({error}). The verb sample makes it.") from None
-    return (images[:, None] if images.is_complex() else images.movedim(-1, 1)), attributes

@@ -12,11 +12,11 @@ from .config import Experiment
 from .domain import Domain, Law, Observations
 from .evaluating import ORDER, judge_of, law_of_samples
 from .evaluation import AT_ONCE, Evaluator, clean_images
-from .generation import read_samples
 from .metrics.coverage import nearest
 from .progress import track
 from .report_images import MOST_COMPARED, Grid, Neighbours, Yardstick, features_of, shows, yardstick_of
 from .runs import observations_path
+from .samples import read_samples
 from .tensors import Image
 
 SHOWN, SHOWN_OF_MANY = 16, 9  # images of each grid, of one experiment and of each of several
@@ -53,7 +53,7 @@ def pictures_of_samples(experiment: Experiment, domain: Domain, samples: Mapping
     """Images of what was made alone, where the data are not at hand."""
     grids = []
     for name in _ordered(samples):
-        images, attributes = read_samples(samples[name])
+        images, attributes = read_samples(samples[name], SHOWN)
         law = law_of_samples(domain, samples[name], attributes)
         if law is not None:
             count = shows((images.shape[-2], images.shape[-1]), SHOWN, len(samples))
@@ -106,7 +106,7 @@ def small_grids_of(experiment: Experiment, domain: Domain, samples: Mapping[str,
     data = domain.observations(observations_path(experiment), experiment)
     law = data.law()
     for name, path in samples.items():
-        images, attributes = read_samples(path)
+        images, attributes = read_samples(path, SHOWN_OF_MANY)
         size = images.shape[-2], images.shape[-1]
         count = shows(size, SHOWN_OF_MANY, grids)
         if "observation" not in found and size in data.buckets:

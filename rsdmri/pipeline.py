@@ -26,12 +26,13 @@ from .domain import Domain, Law, Observations
 from .errors import UsageError, UserError
 from .evaluation import evaluator
 from .files import sha256
-from .generation import Model, is_imported, law_of_run, open_model, read_samples, write_samples
+from .generation import Model, is_imported, law_of_run, open_model
 from .grids import save_grid
 from .metrics.compare import BASIC
 from .objectives import Objective, build_objective
 from .restoring import read_images
 from .runs import claimed, device_of, observations_path, open_run, restored_path, write_config
+from .samples import read_samples, write_samples
 from .selection import Selection, stopped_early
 from .steps import DistillStep, PretrainStep
 from .teachers import copied, find_teacher, require_noise_free, set_checkpointing, with_network_of
@@ -224,8 +225,8 @@ def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run:
     write_samples(model, out / "samples.h5", "sample")
 
     def show() -> None:
-        images, _ = read_samples(out / "samples.h5")
-        save_grid(out / "samples.png", domain.display(images[:64], model.law).numpy(), 8)
+        images, _ = read_samples(out / "samples.h5", 64)
+        save_grid(out / "samples.png", domain.display(images, model.law).numpy(), 8)
 
     distributed.by_first(show)
     return out

@@ -80,7 +80,7 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            said = f"{folder}: another job is training here ({file.read().strip()})"
+            said = f"{folder}: another job is at work here ({file.read().strip()})"
             raise UserError(f"{said}. Wait for it, or choose another place with --out.") from None
         except OSError:
             pass  # file systems without locks are left as they are

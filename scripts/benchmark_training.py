@@ -8,8 +8,8 @@ passes of its networks on inputs of the same shapes, measured in the same proces
 counted, and set beside the rate of a large matrix product on the same device in the same precision. --levers measures several ways of
 computing one after the other, each alone or joined by commas. Writes JSON with --json.
 
-Memory is the most that a stage takes, with what stays of all stages (five networks, two optimisers' moments): of a GPU what is allocated, of a
-CPU (Linux) what the process holds.
+Memory is the most that a stage takes, with what stays of all stages (five networks, the optimisers' moments): of a GPU what is allocated,
+of a CPU (Linux) what the process holds.
 """
 
 import argparse
@@ -277,9 +277,8 @@ def table(found: Mapping[str, Any]) -> str:
     for name, row in found["stages"].items():
         floor = "-" if row["floor_seconds"] is None else f"{1e3 * row['floor_seconds']:.1f}"
         share = "-" if row["share"] is None else f"{100 * row['share']:.0f} %"
-        lines.append(
-            f"| {name} | {1e3 * row['seconds']:.1f} | {row['images_a_second']:.3g} | {floor} | {share} | {row['peak_memory_bytes'] / 2**30:.2f} |"
-        )
+        memory = f"{row['peak_memory_bytes'] / 2**30:.2f}"
+        lines.append(f"| {name} | {1e3 * row['seconds']:.1f} | {row['images_a_second']:.3g} | {floor} | {share} | {memory} |")
     return "\n".join(lines)
 
 

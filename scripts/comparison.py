@@ -24,9 +24,9 @@ from rsdmri.domain import Domain
 from rsdmri.errors import UserError
 from rsdmri.evaluation import Evaluator, evaluator
 from rsdmri.files import read_json, write_json
-from rsdmri.generation import read_samples
 from rsdmri.logs import read_log
 from rsdmri.runs import with_new_options
+from rsdmri.samples import read_samples
 from rsdmri.tensors import Image
 
 PLACES = ("kspace", "maps", "references", "images", "clean")  # fields of the sections data and em

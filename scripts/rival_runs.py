@@ -19,10 +19,10 @@ from rsdmri import baselines, pipeline
 from rsdmri.config import Experiment
 from rsdmri.domain import Domain
 from rsdmri.evaluation import side_of
-from rsdmri.generation import read_samples
 from rsdmri.logs import read_log
 from rsdmri.restoring import read_images
 from rsdmri.runs import observations_path
+from rsdmri.samples import read_samples
 
 CLEAN_VOLUMES = 50  # drawn heads of eight slices, of each of which EM-Diffusion takes one
 

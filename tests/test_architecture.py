@@ -36,7 +36,7 @@ ROWS = [
     {"logs"},
     {"training", "jobs"},
     {"domain"},
-    {"ahead", "steps", "runs", "generation", "teachers", "importing", "restoring"},
+    {"ahead", "steps", "runs", "generation", "samples", "teachers", "importing", "restoring"},
     {"selection_table", "report_charts", "report_images", "report_tables", "reporting"},
     {"evaluation"},
     {"evaluating", "selection"},

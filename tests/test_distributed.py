@@ -300,7 +300,7 @@ def test_a_folder_in_use_is_refused(scans, tmp_path):
         file.write("process 1 on elsewhere\n")
         file.flush()
         found = refused(words)
-    assert "another job is training here (process 1 on elsewhere)" in found
+    assert "another job is at work here (process 1 on elsewhere)" in found
     alone(words)
 
 
