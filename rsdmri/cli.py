@@ -3,11 +3,13 @@
 import atexit
 import dataclasses
 import difflib
+import io
 import os
 import sys
 import textwrap
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -191,11 +193,17 @@ def _print_config(experiment: Experiment) -> None:
 
 
 def _checked(parse: Callable[[], Any]) -> Any:
-    """A limit that a flag breaks is the user's mistake, said in one line."""
+    """A limit that a flag breaks is the user's mistake; what tyro says of it must be heard of any of several processes."""
+    said = io.StringIO()
     try:
-        return parse()
+        with redirect_stderr(said):
+            return parse()
     except ValueError as error:
         raise UsageError(str(error)) from None
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise UsageError(f"wrong options\n{said.getvalue().strip()}") from None
 
 
 def _flags(options: type[Any], prefix: str = "--") -> Iterator[str]:

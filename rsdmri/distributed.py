@@ -8,7 +8,8 @@ With one process there is no group, and everything here does nothing.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -137,6 +138,22 @@ def alike(what: str, values: Callable[[], Mapping[str, Any]]) -> None:
         found = "; ".join(f"{'.'.join(names)}: {mine}, not {its}" for names, mine, its in differences(said[others[0]], said[0]))
         message = f"the {what} of process {others[0]} are not those of process 0 ({found})"
         _raise_together(UserError(f"{message}. All processes need the same command and the same files."))
+
+
+def apart(device: torch.device) -> None:
+    """A :class:`UserError`, in all processes, if two of them train on one GPU: they would wait for each other for ever."""
+    if _place is None or device.type != "cuda":
+        return
+    _raise_together(doubled(told((platform.node(), str(torch.cuda.get_device_properties(device).uuid)))))
+
+
+def doubled(places: Sequence[tuple[str, str]]) -> UserError | None:
+    """What is wrong with machines and GPUs of which one occurs twice."""
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            both = f"processes {places.index(place)} and {number} have the same GPU of {place[0]}"
+            return UserError(f"{both}: start at most one process a GPU, and let the scheduler give each its own")
+    return None
 
 
 def mean(values: Tensor) -> Tensor:

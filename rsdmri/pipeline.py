@@ -41,6 +41,7 @@ from .tracking import followers
 from .training import Step, parts_of, train
 
 INIT_STREAM = 8  # the purpose of the generator of fresh weights
+FINGERPRINT = 32  # samples by which processes make sure that they see the same data
 
 
 def prepare(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
@@ -56,6 +57,7 @@ def pretrain(experiment: Experiment, domain: Domain, out: Path | None = None) ->
     out = out or experiment.folder / "pretrain"
     data, inputs = distributed.together(lambda: _learned_from(experiment, domain, out))
     distributed.alike("settings", lambda: to_tree(experiment))
+    distributed.apart(distributed.together(lambda: device_of(experiment)))
     distributed.alike("data", lambda: {str(inputs["observations"]): _fingerprint(data)})
     return train_teacher(experiment, domain, data, out, inputs)
 
@@ -117,6 +119,7 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     out = out or experiment.folder / "distill"
     work = distributed.together(lambda: _distillation(experiment, domain, out, teacher))
     distributed.alike("settings", lambda: to_tree(experiment))
+    distributed.apart(work.device)
     distributed.alike("inputs", lambda: {name: sha256(path) for name, path in work.inputs.items()})
     experiment, config = work.experiment, experiment.distill
     dtype = torch.complex64 if work.description.complex_images else torch.float32
@@ -220,7 +223,8 @@ def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run:
 
     model = distributed.together(opened)
     distributed.alike("settings", lambda: to_tree(experiment))
-    distributed.alike("models", lambda: {str(model.run): sha256(model.run / "model.safetensors")})
+    files = [path for name in ("model.safetensors", "operators.h5") if (path := model.run / name).exists()]
+    distributed.alike("models", lambda: {str(path): sha256(path) for path in files})
     out = out or model.run
     write_samples(model, out / "samples.h5", "sample")
 
@@ -243,9 +247,12 @@ def restored_of(experiment: Experiment, domain: Domain) -> dict[str, Any]:
 
 
 def _fingerprint(data: Observations) -> str:
-    """What tells a data set from another: the names of its samples, and the first of them."""
-    first = [tensor.numpy().tobytes() for tensor in data.batch([0]).tensors()] if len(data) else []
-    return hashlib.sha256(b"\0".join([*(name.encode() for name in data.names), *first])).hexdigest()[:16]
+    """What tells a data set from another: the names of its samples, and some that are spread over it. (All may be hours of reading.)"""
+    digest = hashlib.sha256(b"\0".join(name.encode() for name in data.names))
+    for number in sorted({k * (len(data) - 1) // (FINGERPRINT - 1) for k in range(FINGERPRINT)} if len(data) else ()):
+        for tensor in data.batch([number]).tensors():
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _finished(out: Path, images: int) -> bool:

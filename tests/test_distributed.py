@@ -18,6 +18,7 @@ import torch
 from commands import run_command
 
 from rsdmri.checkpoints import load_tensors, save_tensors
+from rsdmri.distributed import doubled
 from rsdmri.logs import read_log
 from rsdmri.mri.__main__ import APPLICATION
 
@@ -278,8 +279,49 @@ def test_processes_that_see_other_data_are_refused(scans, tmp_path):
         prepared(scans, folder / "runs")
     with h5py.File(folders[1] / "runs/x/prepare/observations.h5", "r+") as file:
         group = next(iter(file.values()))
-        group["kspace"][0] = 2 * group["kspace"][0]
+        middle = len(group["kspace"]) // 2
+        group["kspace"][middle] = 2 * group["kspace"][middle]
     assert "the data of process 1" in refused(*lines, folders=folders)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pretrain__batch": 0}, "batch"),
+        ({"pretrain__btach": 8}, "did you mean --pretrain.batch"),
+        ({"config": "none.yaml"}, "none.yaml"),
+    ],
+    ids=["limit", "flag", "file"],
+)
+def test_a_wrong_command_line_of_one_process_ends_all(changed, message, scans, tmp_path):
+    runs = prepared(scans, tmp_path)
+    began = time.monotonic()
+    found = refused(line(scans, "pretrain", runs), of_second=[line(scans, "pretrain", runs, **changed)])
+    assert message in found and time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_a_gpu_that_is_not_there_is_refused(scans, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    found = refused(line(scans, "pretrain", prepared(scans, tmp_path), device="cuda"))
+    assert "device 'cuda'" in found and "0 GPUs" in found
+
+
+@pytest.mark.slow
+def test_more_processes_than_samples_are_refused(tmp_path):
+    assert (
+        run_command(APPLICATION, "simulate", "--phantoms", 1, "--size", 16, 16, "--slices", 1, "--out", tmp_path / "kspace") == 0
+    )
+    assert run_command(APPLICATION, "espirit", tmp_path / "kspace", "--out", tmp_path / "maps") == 0
+    found = refused(line(tmp_path, "pretrain", prepared(tmp_path, tmp_path / "runs")))
+    assert "1 samples, and 2 processes: start at most one a sample" in found
+
+
+def test_two_processes_of_one_gpu_are_found():
+    assert doubled([("a", "gpu 0"), ("a", "gpu 1"), ("b", "gpu 0")]) is None
+    assert "processes 1 and 2 have the same GPU of b" in str(doubled([("a", "0"), ("b", "0"), ("b", "0")]))
 
 
 @pytest.mark.slow
