@@ -435,6 +435,9 @@ class Experiment:
         masked = self.objective.kind == "ambient" or self.network.mask_input == "one"
         said = f"network.mask_input '{self.network.mask_input}' is for objective 'ambient': others show no mask"
         require(masked, f"{said}. Set it to 'one' (--network.mask-input one).")
+        # A captured graph leaves its gradients where the next part overwrites them.
+        whole = self.compute.compile != "graphs" or max(self.pretrain.parts, self.distill.parts) == 1
+        require(whole, "compute.compile 'graphs' is for batches in one part: leave out parts, or use 'default'")
 
     @property
     def folder(self) -> Path:

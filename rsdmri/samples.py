@@ -42,7 +42,8 @@ def write_samples(model: Model, path: Path, stage: str) -> None:
     with claimed(folder):
         parts = _Parts(folder, _of(model))
         made = distributed.by_first(lambda: parts.found(options.n, options.batch))
-        model.sample(seeds[:1], options)  # the first call pays for set-up that no image owes
+        # The first call pays for set-up that no image owes; what is compiled is compiled for the size of a batch.
+        model.sample(seeds[: 1 if model.experiment.compute.compile == "none" else options.batch], options)
         # Processes take batches in turn: these, and so their rounding, are those of one process.
         with Progress(stage, len(seeds), "images", start=made) as progress:
             for start in range(made, len(seeds), size * options.batch):

@@ -45,7 +45,7 @@ def candidates_of(row: Experiment, rival: str) -> dict[str, Experiment]:
     """The row as the rival trains on it, by candidate setting; one alone where there is nothing to choose."""
     if rival == "l1":
         edm = _standard(row, learns_from="restored")
-        weights = {"lam of the default": None, "lam auto": "auto", "lam 2e-3": 2e-3}
+        weights = {"lam of the default": None, "lam auto": "auto", "lam 1e-4": 1e-4}
         return {name: _with(edm, "l1", lam=lam) for name, lam in weights.items()}
     if rival == "em":
         images = row.pretrain.images // (LAPS + 1)

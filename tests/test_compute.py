@@ -9,7 +9,7 @@ from torch import nn
 
 from rsdmri.ahead import Ahead
 from rsdmri.compute import adam, arranged, in_bf16
-from rsdmri.config import ComputeConfig, NetworkConfig
+from rsdmri.config import ComputeConfig, DistillConfig, Experiment, NetworkConfig
 from rsdmri.denoiser import build_denoiser
 from rsdmri.errors import UserError
 from rsdmri.observations import Observation
@@ -92,6 +92,11 @@ def test_auto_is_bf16_on_gpus_that_compute_in_it_alone(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
         assert in_bf16(auto, torch.device("cuda")) is able
     assert in_bf16(ComputeConfig(precision="bf16"), CPU) and not in_bf16(ComputeConfig(precision="fp32"), torch.device("cuda"))
+
+
+def test_graphs_of_a_batch_in_parts_are_refused():
+    with pytest.raises(ValueError, match="one part"):
+        Experiment(compute=ComputeConfig(compile="graphs"), distill=DistillConfig(batch=8, parts=2))
 
 
 def test_graphs_without_a_gpu_are_refused():
