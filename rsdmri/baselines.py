@@ -22,7 +22,7 @@ from .domain import Domain, Observations
 from .errors import UsageError, UserError
 from .files import sha256
 from .observations import Observation
-from .pipeline import observations_path, restored_of, restored_path, train_teacher
+from .pipeline import finished, observations_path, restored_of, restored_path, train_teacher
 from .posterior import dps, mmps
 from .restoring import Images, is_made, of_one_size, read_images, restore_all
 from .runs import claimed, device_of, open_run
@@ -67,6 +67,9 @@ def _laps(experiment: Experiment, domain: Domain, data: Observations, clean: Ima
     run = _lap(experiment, domain, clean, out / "first", options.first, {"clean": options.clean}, None)
     for lap in range(1, options.laps + 1):
         folder = out / f"lap_{lap}"
+        if finished(folder, options.lap):  # its images, which may be large, may be gone
+            run = folder
+            continue
         images = _expectation(experiment, domain, data, path, run, folder / "images.h5", lap)
         inputs = {"images": folder / "images.h5"}
         run = _lap(experiment, domain, images, folder, options.lap, inputs, run / "model.safetensors")

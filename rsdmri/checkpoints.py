@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from . import distributed
 from .config import DistillConfig, NetworkConfig, ObjectiveConfig, to_tree
 from .denoiser import Denoiser, build_denoiser
 from .errors import UserError
@@ -157,7 +158,7 @@ def save_resume(folder: Path, state: dict[str, Any], progress: dict[str, float])
     os.replace(temporary, final)
     earlier = [path for path in sorted(resume.glob("step_*")) if path < final]
     for old in [*resume.glob("step_*"), *resume.glob(".step_*.tmp")]:
-        if old not in (final, *earlier[-1:]):  # one with a higher number could not be read
+        if old not in (final, *earlier[-1:]):
             shutil.rmtree(old)
 
 
@@ -169,17 +170,22 @@ def load_resume(folder: Path) -> tuple[dict[str, Any], dict[str, float]] | None:
     Raises:
         UserError: there are checkpoints, and all are damaged.
     """
-    resume, damaged = folder / "resume", None
+    resume, broken = folder / "resume", list[tuple[Path, UserError]]()
     for half in sorted(resume.glob(".step_*.tmp")):
-        print(f"warning: {half}: half written when its process was ended; left out", file=sys.stderr)
+        print(f"warning: {half}: half written when its process was ended, or damaged; left out", file=sys.stderr)
     for path in sorted(resume.glob("step_*"), reverse=True):
         try:
-            return unflatten(load_tensors(path / "state.safetensors")), _progress(path / "progress.json")
+            found = unflatten(load_tensors(path / "state.safetensors")), _progress(path / "progress.json")
         except UserError as error:
             print(f"warning: damaged checkpoint, left out: {error}", file=sys.stderr)
-            damaged = damaged or error
-    if damaged is not None:
-        raise UserError(f"{damaged}. No earlier checkpoint is whole: delete {resume} to begin again.")
+            broken.append((path, error))
+        else:
+            if distributed.first():  # it must not take the place of one that is whole
+                for old, _ in broken:
+                    os.replace(old, old.with_name(f".{old.name}.tmp"))
+            return found
+    if broken:
+        raise UserError(f"{broken[0][1]}. No earlier checkpoint is whole: delete {resume} to begin again.")
     return None
 
 

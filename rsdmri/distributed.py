@@ -141,16 +141,22 @@ def alike(what: str, values: Callable[[], Mapping[str, Any]]) -> None:
 
 
 def apart(device: torch.device) -> None:
-    """A :class:`UserError`, in all processes, if two of them train on one GPU: they would wait for each other for ever."""
-    if _place is None or device.type != "cuda":
+    """A :class:`UserError`, in all processes, if two train on one GPU, or some on GPUs and some not: they would wait for each other."""
+    if _place is None:
         return
-    _raise_together(doubled(told((platform.node(), str(torch.cuda.get_device_properties(device).uuid)))))
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    _raise_together(doubled(told((platform.node(), gpu))))
 
 
 def doubled(places: Sequence[tuple[str, str]]) -> UserError | None:
-    """What is wrong with machines and GPUs of which one occurs twice."""
+    """What is wrong with machines and GPUs, one a process (empty for a CPU)."""
     for number, place in enumerate(places):
-        if place in places[:number]:
+        if bool(place[1]) != bool(places[0][1]):
+            there = [
+                f"process {n} on {node} has {'a GPU' if gpu else 'none'}" for n, (node, gpu) in ((0, places[0]), (number, place))
+            ]
+            return UserError(f"{', '.join(there)}: look at the drivers there, or train on CPUs alone with --device cpu")
+        if place[1] and place in places[:number]:
             both = f"processes {places.index(place)} and {number} have the same GPU of {place[0]}"
             return UserError(f"{both}: start at most one process a GPU, and let the scheduler give each its own")
     return None

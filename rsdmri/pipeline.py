@@ -107,7 +107,7 @@ def train_teacher(
     step = PretrainStep(denoiser, objective, data, experiment.pretrain, experiment.seed, sharded)
     with claimed(out):
         distributed.by_first(lambda: open_run(out, experiment, sections, inputs, _ends("pretrain", experiment.pretrain)))
-        if distributed.by_first(lambda: _finished(out, experiment.pretrain.images)):
+        if distributed.by_first(lambda: finished(out, experiment.pretrain.images)):
             return out
         distributed.by_first(lambda: law.save(out / "operators.h5"))
         _train(step, experiment.pretrain, out, experiment, description, "pretrain")
@@ -129,7 +129,7 @@ def distill(experiment: Experiment, domain: Domain, out: Path | None = None, tea
     derived = _ends("distill", config) | ({"evaluate.features": experiment.evaluate.features} if config.select else {})
     with claimed(out):
         distributed.by_first(lambda: open_run(out, experiment, ("objective", "distill", "data"), work.inputs, derived))
-        if distributed.by_first(lambda: _finished(out, config.images) or _stopped_early(out, config)):
+        if distributed.by_first(lambda: finished(out, config.images) or _stopped_early(out, config)):
             return out
         distributed.by_first(lambda: work.law.save(out / "operators.h5"))
         _train(step, config, out, experiment, work.description, "distill", work.watch)
@@ -255,7 +255,7 @@ def _fingerprint(data: Observations) -> str:
     return digest.hexdigest()[:16]
 
 
-def _finished(out: Path, images: int) -> bool:
+def finished(out: Path, images: int) -> bool:
     """Whether a run is there and at least this long: then the same command has nothing to do."""
     return (out / "model.json").exists() and load_description(out).images >= images
 

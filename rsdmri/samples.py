@@ -6,9 +6,9 @@ which lies in a hidden folder beside it and appears whole.
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .errors import UserError
 from .files import atomic, sha256
 from .generation import Model
 from .progress import Progress
-from .runs import claimed
+from .runs import claimed, observations_path
 from .tensors import Image
 
 PART_SECONDS, PART_BYTES = 60.0, 256 << 20  # of images that are not written yet
@@ -54,6 +54,10 @@ def write_samples(model: Model, path: Path, stage: str) -> None:
                 distributed.by_first(partial(parts.add, [part for part in images if part is not None], seconds))
                 progress.update(min(start + size * options.batch, len(seeds)))
         distributed.by_first(lambda: parts.join(path, seeds, _attributes(model)))
+    if distributed.first():
+        with suppress(OSError):  # after the lock in it was closed, because some file systems keep what is open
+            (folder / "lock").unlink()
+            folder.rmdir()
 
 
 def _of(model: Model) -> str:
@@ -61,10 +65,13 @@ def _of(model: Model) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.denoiser.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    # An imported network has no operators of its own: they come with the data of the experiment.
     operators = model.run / "operators.h5"
+    law = operators if operators.exists() else observations_path(model.experiment)
+    files = {path.name: sha256(path) for path in (model.run / "model.json", law) if path.exists()}
     options = {name: value for name, value in to_tree(model.experiment.sample).items() if name != "n"}
-    law = sha256(operators) if operators.exists() else to_tree(model.experiment).get("data")
-    return json.dumps({"weights": digest.hexdigest(), "operators": law, "sample": options}, sort_keys=True, default=str)
+    data = to_tree(model.experiment).get("data")
+    return json.dumps({"weights": digest.hexdigest(), "files": files, "sample": options, "data": data}, sort_keys=True)
 
 
 def _attributes(model: Model) -> dict[str, Any]:
@@ -121,7 +128,8 @@ class _Parts:
                 start += len(rows)
             file["seeds"] = np.array(seeds, np.int64)
             file.attrs.update(attributes, seconds_per_image=self.seconds / len(seeds))
-        shutil.rmtree(self.folder)
+        for part in self.folder.glob("part_*.h5"):
+            part.unlink()
 
     def _rows(self) -> Iterator[Any]:
         for path in sorted(self.folder.glob("part_*.h5")):

@@ -19,7 +19,7 @@ from .checkpoints import load_resume, save_resume, save_tensors
 from .config import DistillConfig, PretrainConfig
 from .distributed import Replica
 from .errors import UsageError
-from .interrupts import Interrupted, stop_requests
+from .interrupts import Interrupted, Request, stop_requests
 from .logs import Log
 from .progress import Progress
 from .sharding import known_to_all, local, placed, whole
@@ -117,9 +117,11 @@ def train(
     distributed.alike("checkpoints", lambda: {str(folder / "resume"): images})
     log = distributed.together(lambda: Log(folder / "metrics.jsonl", images, follow(images)))
     marks = _snapshot_marks(options.images, options.snapshots)
-    looked, over = (images, False) if watch is None else distributed.by_first(lambda: (watch.begin(images), watch.over))
+    looks = _Looks(watch, images, log)
+    if images and looks.due(images, False):  # one that was left out because a signal came
+        looks.look(images, seconds, average)
     began, saved = time.monotonic() - seconds, _Mark(images)
-    ended = images >= options.images or over
+    ended = images >= options.images or looks.over
     with Progress(stage, options.images, "images", start=images) as progress, stop_requests() as request:
         while not ended:
             generators = [make_generator(seed, TRAIN_STREAM, images, device=device, part=part) for part in parts]
@@ -137,17 +139,14 @@ def train(
                 continue
             seconds = time.monotonic() - began
             progress.update(images, distributed.together(partial(log.write, images, seconds)))
-            # Only here, where the log's sums are empty: a checkpoint need not hold them. A signal to one process is one to all; clocks
-            # differ, and the first one's decides.
-            said = distributed.told((request.signal, saved.due(images, options)))
-            signal = next((name for name, _ in said if name), "")
+            # Only here, where the log's sums are empty: a checkpoint need not hold them. Clocks differ, and the first one's decides.
+            signal, due = _asked(request), distributed.told(saved.due(images, options))[0]
             # A look may take longer than a scheduler waits: one that is told to stop looks when it goes on.
-            looks = watch is not None and (ended or images - looked >= watch.every) and not (signal and not ended)
-            if watch is not None and looks:
-                stopped, seen = distributed.by_first(partial(watch, images, seconds, _whole(average.values)))
-                progress.update(images, log.tell(images, seen))
-                began, looked, ended = time.monotonic() - seconds, images, ended or stopped
-            if ended or looks or signal or said[0][1]:
+            looking = looks.due(images, ended) and (ended or not signal)
+            if looking:
+                progress.update(images, looks.look(images, seconds, average))
+                began, ended, signal = time.monotonic() - seconds, ended or looks.over, _asked(request)
+            if ended or looking or signal or due:
                 state = _whole({"step": step.state_dict(), "average": average.values})
                 progressed = {"images": images, "seconds": seconds}
                 distributed.by_first(partial(save_resume, folder, state, progressed))
@@ -168,6 +167,32 @@ def parts_of(batch: int, parts: int) -> list[tuple[int, int]]:
     if batch % count:
         raise UsageError(f"batch {batch} must be divisible by {distributed.size()} processes times {parts} parts")
     return [(distributed.rank() * parts + number, count) for number in range(parts)]
+
+
+def _asked(request: Request) -> str:
+    """The name of the signal that came, or empty; one to one process is one to all."""
+    return next((name for name in distributed.told(request.signal) if name), "")
+
+
+class _Looks:
+    """When a watch, if there is one, looks, and whether it has ended the training."""
+
+    def __init__(self, watch: Watch | None, images: int, log: Log) -> None:
+        self.watch, self.log = watch, log
+        self.last, self.over = (
+            (images, False) if watch is None else distributed.by_first(lambda: (watch.begin(images), watch.over))
+        )
+
+    def due(self, images: int, ended: bool) -> bool:
+        """Whether it is time."""
+        return self.watch is not None and (ended or images - self.last >= self.watch.every)
+
+    def look(self, images: int, seconds: float, average: Average) -> str:
+        """Looks, and returns what the progress line says of it."""
+        assert self.watch is not None
+        stopped, seen = distributed.by_first(partial(self.watch, images, seconds, _whole(average.values)))
+        self.last, self.over = images, self.over or stopped
+        return self.log.tell(images, seen)
 
 
 class _Mark:

@@ -91,16 +91,17 @@ def seconds_per_step(experiment: Experiment, options: argparse.Namespace) -> dic
 
 
 def rate_of(shape: str, images: int, judge: Evaluator, options: argparse.Namespace) -> dict[str, float]:
-    """swd after a third of the length, by learning rate; kept."""
+    """swd after a third of the length, by learning rate; kept, with what it depends on."""
     path = options.results / f"networks_{options.size}x{options.channels}-{shape}-rates.json"
-    found: dict[str, float] = dict(read_json(path)) if path.exists() else {}
-    experiment = experiment_of(TRIED, options)
+    of, experiment = {"images": images // 3 // BATCH * BATCH, "n": judge.n}, experiment_of(TRIED, options)
+    kept = dict(read_json(path)) if path.exists() else {}
+    found: dict[str, float] = kept["swd"] if kept.get("of") == of else {}
     for rate in RATES:
         if f"{rate:g}" not in found:
-            one = trained_as(experiment, shape, options, images // 3 // BATCH * BATCH, lr=rate, snapshots=1)
-            run = pipeline.pretrain(one, MRI(), experiment.folder / f"{shape}-{rate:g}")
+            one = trained_as(experiment, shape, options, of["images"], lr=rate, snapshots=1)
+            run = pipeline.pretrain(one, MRI(), experiment.folder / f"{shape}-{of['images']}-{rate:g}")
             found[f"{rate:g}"] = swd(list(curve(one, MRI(), judge, run).values())[-1])
-            write_json(path, found)
+            write_json(path, {"of": of, "swd": found})
     return found
 
 
@@ -128,7 +129,7 @@ def run_job(seed: int, options: argparse.Namespace) -> None:
         rates = rate_of(shape, images, judge_of(experiment_of(TRIED, options), MRI(), options.n), options)
         rate = float(min(rates, key=lambda rate: rates[rate]))
         one = trained_as(experiment, shape, options, images, lr=rate)
-        run = pipeline.pretrain(one, MRI(), experiment.folder / shape)
+        run = pipeline.pretrain(one, MRI(), experiment.folder / f"{shape}-{images}")
         found = curve(one, MRI(), judge, run)
         denoiser, description = load_model(run)
         result["shapes"][shape] = {

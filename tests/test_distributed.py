@@ -322,6 +322,8 @@ def test_more_processes_than_samples_are_refused(tmp_path):
 def test_two_processes_of_one_gpu_are_found():
     assert doubled([("a", "gpu 0"), ("a", "gpu 1"), ("b", "gpu 0")]) is None
     assert "processes 1 and 2 have the same GPU of b" in str(doubled([("a", "0"), ("b", "0"), ("b", "0")]))
+    assert doubled([("a", ""), ("a", "")]) is None
+    assert "process 0 on a has a GPU, process 1 on b has none" in str(doubled([("a", "0"), ("b", "")]))
 
 
 @pytest.mark.slow

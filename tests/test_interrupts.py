@@ -119,7 +119,7 @@ class Looking:
         self.looks = []
 
     def begin(self, images):
-        return images // 40 * 40  # the last look
+        return min(images, 40)  # the last look
 
     def __call__(self, images, seconds, average):
         self.looks.append(images)
@@ -133,7 +133,20 @@ def test_who_is_told_to_stop_does_not_look_first(tmp_path):
     assert watch.looks == [20, 40] and load_resume(tmp_path)[1]["images"] == 60
     again = Looking()
     trained(tmp_path, watch=again)
-    assert again.looks == [80, 100]
+    assert again.looks == [60, 80, 100]  # those of a training that nobody stopped
+
+
+def test_a_signal_during_a_look_stops_after_it(tmp_path):
+    class Long(Looking):
+        def __call__(self, images, seconds, average):
+            if images == 40:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return super().__call__(images, seconds, average)
+
+    watch = Long()
+    with pytest.raises(Interrupted, match="stopped after 40 images"):
+        trained(tmp_path, watch=watch)
+    assert watch.looks == [20, 40] and load_resume(tmp_path)[1]["images"] == 40
 
 
 def test_a_damaged_checkpoint_is_left_out_and_the_one_before_it_serves(tmp_path, capsys):
@@ -150,7 +163,7 @@ def test_a_damaged_checkpoint_is_left_out_and_the_one_before_it_serves(tmp_path,
     assert "step_000000000100.7.tmp: half written" in error and f"damaged checkpoint, left out: {state}" in error
     assert all(torch.equal(again[name], whole[name]) for name in whole)
     assert read_log(tmp_path / "x" / "metrics.jsonl")[-1]["images"] == 100
-    assert sorted(path.name for path in resume.iterdir()) == ["step_000000000080", "step_000000000100"]  # the half one is away
+    assert sorted(path.name for path in resume.iterdir()) == ["step_000000000060", "step_000000000100"]  # both are whole
     for path in resume.glob("*/progress.json"):
         path.write_text("{}")
     with pytest.raises(UserError, match=r"step_000000000100/progress.json: not the progress.*delete .*resume to begin again"):

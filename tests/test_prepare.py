@@ -11,7 +11,7 @@ import torch
 from commands import run_command
 
 from rsdmri.errors import UserError
-from rsdmri.mri import phantoms
+from rsdmri.mri import phantoms, rows
 from rsdmri.mri.__main__ import APPLICATION
 from rsdmri.mri.domain import MRI, MRIObservations
 from rsdmri.mri.fastmri_file import write_fastmri
@@ -348,13 +348,26 @@ def test_rows_are_read_past_hdf5_and_what_is_damaged_is_named(tmp_path):
             file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]), **ours)
     with h5py.File(path, "r+") as file:
         for name, array in values.items():
-            rows = Rows(file[name])
-            assert rows.direct == (name != "other") and len(rows) == 3
-            assert all(np.array_equal(rows[row].view(np.uint8), array[row].view(np.uint8)) for row in range(3))
+            found = Rows(file[name])
+            assert found.direct == (name != "other") and len(found) == 3
+            assert all(np.array_equal(found[row].view(np.uint8), array[row].view(np.uint8)) for row in range(3))
         file["plain"].id.write_direct_chunk((1, 0, 0, 0), b"damaged!")
         with pytest.raises(UserError, match=r"rows.h5: /plain, row 1: damaged .*Prepare the data again"):
             Rows(file["plain"])[1]
         assert not Rows(file["plain"])[2].any()
+
+
+@pytest.mark.parametrize(
+    ("mine", "every", "processes", "threads"),
+    [(8, 32, 4, 4), (32, 32, 4, 4), (32, 32, 1, 8), (2, 2, 1, None), (16, 16, 8, None)],
+    ids=["cores of a task", "torchrun", "at most eight", "laptop", "one core a process"],
+)
+def test_half_of_the_cores_of_a_process_read(mine, every, processes, threads, monkeypatch):
+    monkeypatch.setattr(rows.os, "cpu_count", lambda: every)
+    monkeypatch.setattr(rows.os, "sched_getaffinity", lambda process: range(mine), raising=False)
+    monkeypatch.setattr(rows, "local_size", lambda environment: processes)
+    pool = rows.readers()
+    assert (pool and pool._max_workers) == threads
 
 
 def test_names_join_observations_and_references(tmp_path):

@@ -69,6 +69,18 @@ def test_parts_of_another_model_or_way_are_not_used(other, tmp_path):
     assert read_samples(path)[0][0].real.max() == other.get("first_seed", 0) * other.get("weight", 1.0)
 
 
+def test_parts_of_the_same_weights_described_otherwise_are_not_used(tmp_path):
+    """An imported network may be a teacher or a generator, by its model.json alone."""
+    path = tmp_path / "out" / "samples.h5"
+    (tmp_path / "model.json").write_text('{"role": "teacher"}')
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(Drawing(tmp_path, last=6), path, "sample")
+    (tmp_path / "model.json").write_text('{"role": "generator"}')
+    again = Drawing(tmp_path)
+    write_samples(again, path, "sample")
+    assert len(again.made) == 11
+
+
 def test_more_images_than_were_asked_for_before(tmp_path):
     path = tmp_path / "samples.h5"
     with pytest.raises(KeyboardInterrupt):

@@ -160,16 +160,22 @@ class MRIObservations:
 
     def batch(self, indices: Sequence[int]) -> Observation:
         wanted = [(i, which) for which in (0, 1) for i in indices]
-        found = [*(map if self.readers is None else self.readers.map)(lambda one: self._slice(*one), wanted)]
+        read = map if self.readers is None else self.readers.map
+        found = [self._with_all_coils(row) for row in read(lambda one: self._row(*one), wanted)]
         kspace, maps = torch.stack(found[: len(indices)]), torch.stack(found[len(indices) :])
         mask = torch.stack([self.mask[i] for i in indices])[:, None, None, :]
         return Observation(kspace, MultiCoilMRI(maps, mask), self.noise_std[torch.as_tensor(indices)])
 
-    def _slice(self, index: int, which: int) -> Tensor:
-        """K-space (0) or maps (1) of one slice, (coils, H, W), with the coils of the largest of its matrix."""
+    def _row(self, index: int, which: int) -> Any:
+        """K-space (0) or maps (1) of one slice, (coils, H, W), as it is stored."""
         store, row = self.places[index]
-        data = torch.from_numpy(self.stores[store][which][row])
-        return torch.nn.functional.pad(data, (0, 0, 0, 0, 0, self.coils[_size(data)] - len(data)))
+        return self.stores[store][which][row]
+
+    def _with_all_coils(self, row: Any) -> Tensor:
+        """The same with the coils of the largest of its matrix."""
+        data = torch.from_numpy(row)
+        missing = self.coils[_size(data)] - len(data)
+        return torch.nn.functional.pad(data, (0, 0, 0, 0, 0, missing)) if missing else data
 
     def law(self) -> MRILaw:
         order = torch.randperm(len(self), generator=make_generator(0, BANK_STREAM)).tolist()
@@ -186,7 +192,7 @@ class MRIObservations:
         share = max(1, round(min(self.bank, len(self)) * len(bucket) / len(self)))
         chosen = [i for i in order if i in bucket][:share]
         return Bank(
-            maps=torch.stack([self._slice(i, 1) for i in chosen]),
+            maps=torch.stack([self._with_all_coils(self._row(i, 1)) for i in chosen]),
             noise_std=self.noise_std[chosen],
             acs=self.acs[size],
             slices=len(bucket),

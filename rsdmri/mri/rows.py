@@ -46,8 +46,10 @@ class Rows:
 
 def readers() -> ThreadPoolExecutor | None:
     """Threads that read rows: half of the cores of this process; None where that is but one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = min(MOST, cores // (2 * local_size(os.environ)))
+    every = os.cpu_count() or 1
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    # Cores that a scheduler gave to this process are its own; all of a machine's are those of all its processes.
+    threads = min(MOST, (mine if mine < every else every // local_size(os.environ)) // 2)
     return ThreadPoolExecutor(threads, "read-rows") if threads > 1 else None
 
 

@@ -4,7 +4,7 @@ const all = (selector, within = document) => [...within.querySelectorAll(selecto
 
 // A page that follows a run is read again now and then, and must look as it did: the history of the tab keeps what was chosen.
 const refresh = +document.documentElement.dataset.refresh || 0;
-const before = (refresh && history.state) || {values: {}, open: [], views: {}};
+const before = history.state || {values: {}, open: [], views: {}};
 const controls = all("input, select");
 const nameOf = (control) => control.id || control.dataset.chooses || `${control.name} ${control.value}`;
 const titleOf = (details) => details.querySelector("summary").firstChild.textContent.trim();
