@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsdmri.errors import UserError
+from rsdmri.mri import wavelets
 from rsdmri.mri.wavelets import Wavelet
 from rsdmri.tensors import make_generator, randn
 
@@ -19,9 +20,9 @@ def image(height, width, dtype=torch.complex128, n=2):
 
 
 @pytest.mark.parametrize("name", ["haar", "db2", "db4", "db10", "sym5", "sym8", "coif2"])
-@pytest.mark.parametrize("levels", [1, 2, 3])
-def test_coefficients_are_those_of_pywavelets(name, levels):
-    x = image(48, 64)
+@pytest.mark.parametrize(("size", "levels"), [((48, 64), 1), ((48, 64), 2), ((48, 64), 3), ((320, 272), 3)], ids=str)
+def test_coefficients_are_those_of_pywavelets(name, size, levels):
+    x = image(*size)
     expected = pywt.wavedec2(x.numpy(), name, mode="periodization", level=levels, axes=(-2, -1))
     array, _ = pywt.coeffs_to_array(expected, axes=(-2, -1))
     assert np.allclose(Wavelet(name, levels).decompose(x).numpy(), array, rtol=0, atol=1e-12)
@@ -47,6 +48,17 @@ def test_the_inverse_gives_any_image_back_exactly(height, width, shift, name, le
     assert torch.allclose(
         wavelet.compose(c, (height, width), shift), wavelet.compose(c, (height, width), shift)
     )  # c is left alone
+
+
+@pytest.mark.parametrize("name", ["haar", "db3", "db4", "coif5", "db20"])
+@pytest.mark.parametrize("n", [144, 240, 256, 368, 384])
+def test_blocks_of_long_signals_are_the_whole_matrix(name, n):
+    x = torch.randn(2, n, 7, dtype=torch.float64)
+    assert wavelets._band(name, n, x.dtype, x.device) is not None  # rows of what is not zero, and not the matrix
+    for shift in (0, 5, -3, 2 * n + 1):
+        matrix = wavelets._matrix(name, n, shift, x)
+        assert torch.allclose(Wavelet(name)._level(x, shift), matrix @ x, rtol=0, atol=1e-13)
+        assert torch.allclose(Wavelet(name)._inverse(x, shift), matrix.T @ x, rtol=0, atol=1e-13)
 
 
 def test_a_shift_is_that_of_the_image():

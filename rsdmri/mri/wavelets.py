@@ -1,8 +1,8 @@
 r"""Orthonormal wavelets on images of any size, real or complex, and what shrinking their coefficients does.
 
 Periodised as in PyWavelets (mode ``periodization``): the transform of a signal of even length is an orthonormal matrix, here applied as one
-along rows and columns. For images of MRI's sizes that is faster than convolutions, and a circular shift of the image costs nothing:
-the matrix of the shifted transform is the same with its columns shifted.
+along rows and columns, which for images of MRI's sizes is faster than convolutions. Its rows are short filters: of long signals, blocks of
+samples are multiplied by what of the matrix is not zero for them, the same for each block. A circular shift of the image costs nothing.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from ..tensors import Image, PerSample, per_sample, squared
 
 COARSEST = 16  # pixels: by default, levels are added until the next one would be narrower
 INEXACT = 1e-7  # by which the filters of an orthogonal wavelet may miss being orthonormal
+DENSE = 128  # samples up to which one product with the whole matrix is faster than many with blocks of it
+BLOCKS = (32, 16)  # samples of a block, of which one must divide the signal
 Shift = tuple[int, int]
 
 
@@ -74,27 +76,40 @@ class Wavelet:
         levels = self.levels_of((height, width))
         missing = (-height % (1 << levels), -width % (1 << levels))
         c = torch.nn.functional.pad(planes, (0, missing[1], 0, missing[0])) if any(missing) else planes
-        c = _both_sides(self._matrix(c.shape[-2], shift[0], c), c, self._matrix(c.shape[-1], shift[1], c))
+        c = self._level(self._level(c, shift[0]).mT, shift[1]).mT
         for level in range(1, levels):
             block = c[..., : c.shape[-2] >> level, : c.shape[-1] >> level]
-            block.copy_(_both_sides(self._matrix(block.shape[-2], 0, c), block, self._matrix(block.shape[-1], 0, c)))
+            block.copy_(self._level(self._level(block).mT).mT)
         return c
 
     def _synthesised(self, c: Tensor, size: tuple[int, int], shift: Shift) -> Tensor:
         """Real images (..., *size) of coefficients, which are overwritten."""
         for level in range(self.levels_of(size) - 1, 0, -1):
             block = c[..., : c.shape[-2] >> level, : c.shape[-1] >> level]
-            block.copy_(_both_sides(self._matrix(block.shape[-2], 0, c).T, block, self._matrix(block.shape[-1], 0, c).T))
-        x = _both_sides(self._matrix(c.shape[-2], shift[0], c).T, c, self._matrix(c.shape[-1], shift[1], c).T)
+            block.copy_(self._inverse(self._inverse(block.mT).mT))
+        x = self._inverse(self._inverse(c.mT, shift[1]).mT, shift[0])
         return x[..., : size[0], : size[1]]
 
-    def _matrix(self, n: int, shift: int, like: Tensor) -> Tensor:
-        """One level of signals of length n that are shifted by ``shift`` before."""
-        return _repeated_matrix(self.name, n, like.dtype, like.device)[:, shift % n : shift % n + n]
+    def _level(self, x: Tensor, shift: int = 0) -> Tensor:
+        """One level along the rows of (..., n, m), shifted by ``shift`` before: n / 2 of low-pass, then as many of high-pass."""
+        n = x.shape[-2]
+        band = _band(self.name, n, x.dtype, x.device)
+        if band is None:
+            return _matrix(self.name, n, shift, x) @ x
+        windows = x.index_select(-2, (band.samples - shift) % n).unfold(-2, band.analysis.shape[1], band.size).mT
+        blocks = band.analysis @ windows  # (..., blocks, size, m), of each block half low-pass, half high-pass
+        return blocks.unflatten(-2, (2, band.size // 2)).transpose(-4, -3).flatten(-4, -2)
 
-
-def _both_sides(rows: Tensor, x: Tensor, columns: Tensor) -> Tensor:
-    return rows @ x @ columns.T
+    def _inverse(self, c: Tensor, shift: int = 0) -> Tensor:
+        """The inverse of :meth:`_level`, which is its adjoint."""
+        n = c.shape[-2]
+        band = _band(self.name, n, c.dtype, c.device)
+        if band is None:
+            return _matrix(self.name, n, shift, c).T @ c
+        halves = c.unflatten(-2, (2, n // 2)).index_select(-2, band.coefficients % (n // 2))
+        windows = halves.unfold(-2, band.synthesis.shape[1] // 2, band.size // 2)  # (..., 2, blocks, m, coefficients)
+        blocks = band.synthesis @ windows.transpose(-4, -3).mT.flatten(-3, -2)
+        return blocks.flatten(-3, -2).roll(-shift, -2)
 
 
 def _planes(x: Tensor) -> Tensor:
@@ -120,6 +135,44 @@ def _filters(name: str) -> tuple[np.ndarray, np.ndarray]:
     if not wavelet.orthogonal or np.abs(overlaps).max() > INEXACT:
         raise UserError(f"wavelet '{name}' is not orthogonal; take one of haar, db, sym or coif, such as db4")
     return low, high
+
+
+def _matrix(name: str, n: int, shift: int, like: Tensor) -> Tensor:
+    """One level of signals of length n that are shifted by ``shift`` before."""
+    return _repeated_matrix(name, n, like.dtype, like.device)[:, shift % n : shift % n + n]
+
+
+@dataclass(frozen=True)
+class _Band:
+    """What a block of ``size`` samples has to do with others.
+
+    ``analysis`` (size, samples of a window) gives its low-pass, then its high-pass coefficients; ``synthesis`` (size, 2 x coefficients
+    of a window) its samples. ``samples`` and ``coefficients`` number what all windows together see, before they wrap round.
+    """
+
+    size: int
+    analysis: Tensor
+    synthesis: Tensor
+    samples: Tensor
+    coefficients: Tensor
+
+
+@lru_cache(maxsize=64)
+def _band(name: str, n: int, dtype: torch.dtype, device: torch.device) -> _Band | None:
+    """The blocks of signals of length n; None where the whole matrix is as fast, or nothing of it is zero."""
+    taps = len(_filters(name)[0])
+    size = next((size for size in BLOCKS if n % size == 0), n)
+    if n <= DENSE or 2 * (size + taps) > n:
+        return None
+    half = size // 2
+    # Row r of either half sees the samples 2 r + taps / 2 - j, j = 0 ... taps - 1 (:func:`_repeated_matrix`).
+    samples = torch.arange(1 - taps // 2, n - 1 + taps // 2)
+    coefficients = torch.arange(-(taps // 4), n // 2 + (taps // 2 - 2) // 2 + 1)
+    whole = _repeated_matrix(name, n, torch.float64, torch.device("cpu"))[:, :n].unflatten(0, (2, n // 2))
+    analysis = whole[:, :half, samples[: size + taps - 2] % n].flatten(0, 1)
+    synthesis = whole[:, coefficients[: len(coefficients) - n // 2 + half] % (n // 2), :size].flatten(0, 1).T
+    matrices = [matrix.to(device, dtype).contiguous() for matrix in (analysis, synthesis)]
+    return _Band(size, *matrices, samples.to(device), coefficients.to(device))
 
 
 @lru_cache(maxsize=64)
