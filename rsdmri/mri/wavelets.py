@@ -171,8 +171,8 @@ def _band(name: str, n: int, dtype: torch.dtype, device: torch.device) -> _Band 
     whole = _repeated_matrix(name, n, torch.float64, torch.device("cpu"))[:, :n].unflatten(0, (2, n // 2))
     analysis = whole[:, :half, samples[: size + taps - 2] % n].flatten(0, 1)
     synthesis = whole[:, coefficients[: len(coefficients) - n // 2 + half] % (n // 2), :size].flatten(0, 1).T
-    matrices = [matrix.to(device, dtype).contiguous() for matrix in (analysis, synthesis)]
-    return _Band(size, *matrices, samples.to(device), coefficients.to(device))
+    analysis, synthesis = (matrix.to(device, dtype).contiguous() for matrix in (analysis, synthesis))
+    return _Band(size, analysis, synthesis, samples.to(device), coefficients.to(device))
 
 
 @lru_cache(maxsize=64)
