@@ -61,8 +61,7 @@ def test_what_stays_broken_stops_and_keeps_the_last_good_state(tmp_path):
     with pytest.raises(UserError, match=r"stopped at 48 images: loss, gradient: not finite in 4 of 4 steps.*resume"):
         run(Regression(lambda images: float("nan") if images >= 32 else 1.0), tmp_path)
     assert len(lines(tmp_path)) == 2
-    (kept,) = (tmp_path / "resume").iterdir()
-    assert kept.name == "step_000000000032"
+    assert sorted(kept.name for kept in (tmp_path / "resume").iterdir()) == ["step_000000000016", "step_000000000032"]
     weights, images = run(Regression(), tmp_path)  # goes on where all was well
     assert images == 64
     assert all(w.isfinite().all() for w in weights.values())
