@@ -191,17 +191,20 @@ def test_the_same_model_gives_the_same_file_to_any_number_of_processes(scans, on
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
-def test_another_number_of_processes_goes_on(first, scans, one, tmp_path):
+@pytest.mark.parametrize("verb", ["pretrain", "distill"])
+def test_another_number_of_processes_goes_on(verb, first, scans, one, tmp_path):
     """Half of a training by one process and the rest by two, and the reverse."""
     runs = prepared(scans, tmp_path)
+    if verb == "distill":
+        shutil.copytree(one / "x/pretrain", runs / "x/pretrain")
     for processes, images in ((first, 80), (3 - first, 160)):
-        words = line(scans, "pretrain", runs, pretrain__images=images)
+        words = line(scans, verb, runs, **{f"{verb}__images": images})
         if processes == 1:
             alone(words)
         else:
             codes, said = finish(start(words))
             assert codes == [0, 0], said
-    assert_same(log_of(runs, "pretrain"), log_of(one, "pretrain"))
+    assert_same(log_of(runs, verb), log_of(one, verb))
 
 
 def wait_for(condition):
@@ -214,16 +217,19 @@ def wait_for(condition):
 LONG = {"pretrain__images": 1_600_000, "pretrain__log": 8}
 
 
-def test_a_signal_to_one_process_stops_all_at_the_same_step(scans, tmp_path):
+@pytest.mark.parametrize("told", [(1,), pytest.param((0, 1, 0, 1), marks=pytest.mark.slow)], ids=["one", "all, twice"])
+def test_a_signal_stops_all_at_the_same_step(told, scans, tmp_path):
+    """To one process; or to all, and once more by their launcher."""
     runs = prepared(scans, tmp_path)
     path = runs / "x/pretrain/metrics.jsonl"
     processes = start(line(scans, "pretrain", runs, **LONG))
     wait_for(lambda: path.exists() and len(path.read_text().splitlines()) >= 3)
-    processes[1].send_signal(signal.SIGUSR1)
+    for number in told:
+        processes[number].send_signal(signal.SIGUSR1)
     codes, said = finish(processes)
     assert codes == [75, 75], said
     assert "SIGUSR1 came" in said[0][1] and not said[1][1]
-    (resume,) = (runs / "x/pretrain/resume").iterdir()
+    resume = max((runs / "x/pretrain/resume").iterdir())
     seen = int(resume.name.removeprefix("step_"))
     assert seen == log_of(runs, "pretrain")[-1]["images"]
     alone(line(scans, "pretrain", runs, pretrain__images=seen + 16, pretrain__log=8))
@@ -240,7 +246,11 @@ def test_a_killed_process_ends_the_others_and_what_was_saved_is_kept(scans, tmp_
     assert codes == [1, -signal.SIGKILL], said
     assert "another of 2 processes has ended" in said[0][1] and "Traceback" not in said[0][1]
     saved = max((runs / "x/pretrain/resume").glob("step_*")).name
-    alone(line(scans, "pretrain", runs, pretrain__images=int(saved.removeprefix("step_")) + 8, pretrain__log=8))
+    length = {"pretrain__images": int(saved.removeprefix("step_")) + 8, "pretrain__log": 8}
+    alone(line(scans, "pretrain", runs, **length))
+    whole = prepared(scans, tmp_path / "whole")
+    alone(line(scans, "pretrain", whole, **length))
+    assert_same(log_of(runs, "pretrain"), log_of(whole, "pretrain"))
 
 
 @pytest.mark.slow
