@@ -193,7 +193,11 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
     seen = itertools.count(0, batch)  # what was read ahead is then what comes next
     average = Average(denoiser, 1e5, 0.05)
     alone = Networks(arrange(copied(denoiser, None)), size, batch, device)
-    forward, train, through = (timed(f, device, repeats) for f in (alone.sample, alone.train, alone.through))
+
+    def passes() -> list[float]:
+        return [timed(f, device, repeats) for f in (alone.sample, alone.train, alone.through)]
+
+    before = passes()
 
     def fake() -> None:
         f_psi.requires_grad_(True).train()
@@ -218,21 +222,30 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
     def teacher_images() -> None:
         SAMPLERS["heun"](lambda x, sigma: f_phi.denoise(x, sigma, thinned), noise, sigmas, 0.0)
 
-    stages: Mapping[str, tuple[Callable[[], Any], float]] = {
-        "data": (lambda: data.batch(range(batch)).to(device), 0.0),
-        "teacher step": (lambda: pretrain(next(seen), generators), train),
-        "fake step": (fake, forward + train),
-        "generator step": (generator, train + 2 * through),
-        "average of weights": (lambda: average.update(denoiser, 1000, batch), 0.0),
-        "teacher's images": (teacher_images, calls * forward),
-        "generator's images": (lambda: generated(noise.to(dtype)), forward),
+    stages: Mapping[str, Callable[[], Any]] = {
+        "data": lambda: data.batch(range(batch)).to(device),
+        "teacher step": lambda: pretrain(next(seen), generators),
+        "fake step": fake,
+        "generator step": generator,
+        "average of weights": lambda: average.update(denoiser, 1000, batch),
+        "teacher's images": teacher_images,
+        "generator's images": lambda: generated(noise.to(dtype)),
     }
-    rows = {}
-    for name, (function, floor) in stages.items():
+    measured = {}
+    for name, function in stages.items():
         reset_peak(device)
-        seconds = timed(function, device, repeats)
-        rows[name] = _row(seconds, floor, batch, peak(device))
-        print(f"  {name}: {rows[name]['images_a_second']:.3g} images/s", file=sys.stderr, flush=True)
+        measured[name] = timed(function, device, repeats), peak(device)
+        print(f"  {name}: {batch / measured[name][0]:.3g} images/s", file=sys.stderr, flush=True)
+    # Before and after, because a machine grows faster or slower on the way.
+    forward, train, through = (min(both) for both in zip(before, passes(), strict=True))
+    floors = {
+        "teacher step": train,
+        "fake step": forward + train,
+        "generator step": train + 2 * through,
+        "teacher's images": calls * forward,
+        "generator's images": forward,
+    }
+    rows = {name: _row(seconds, floors.get(name, 0.0), batch, memory) for name, (seconds, memory) in measured.items()}
     flops = Networks(copied(denoiser, None), size, 1, device).flops()  # a copy, which is never compiled
     rate = matrix_rate(device, torch.bfloat16 if denoiser.bf16 else torch.float32)
     return {
