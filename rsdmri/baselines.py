@@ -46,14 +46,24 @@ def restore(experiment: Experiment, domain: Domain) -> Path:
 
 def em(experiment: Experiment, domain: Domain, out: Path | None = None) -> Path:
     """EM-Diffusion; every lap is a run of its own in ``out``, and what is finished is not done again. Returns the last lap's run."""
-    if experiment.objective.kind != "standard" or experiment.objective.learns_from != "observations":
-        raise UsageError("EM-Diffusion learns from images: objective.kind must be 'standard', and learns_from 'observations'")
+    check_em(experiment)
     out = out or experiment.folder / "em"
     path = observations_path(experiment)
     data = domain.observations(path, experiment)
     clean = _clean(experiment, domain, data)
     with claimed(out):
         return _laps(experiment, domain, data, clean, path, out)
+
+
+def check_em(experiment: Experiment) -> None:
+    """What EM-Diffusion needs, as far as it is known before the data are opened; a :class:`UserError` says what is missing."""
+    if experiment.objective.kind != "standard" or experiment.objective.learns_from != "observations":
+        raise UsageError("EM-Diffusion learns from images: objective.kind must be 'standard', and learns_from 'observations'")
+    clean = experiment.em.clean
+    if clean is None:
+        raise UsageError("EM-Diffusion starts from a few clean images: name the references.h5 of other data with --em.clean")
+    if not clean.exists():
+        raise UserError(f"{clean}: no such file. It is the references.h5 that prepare writes beside clean data.")
 
 
 def _laps(experiment: Experiment, domain: Domain, data: Observations, clean: Images, path: Path, out: Path) -> Path:
@@ -88,10 +98,7 @@ def _lap(
 def _clean(experiment: Experiment, domain: Domain, data: Observations) -> Images:
     """The first clean images, of one size with the data, and none of them among the data."""
     options = experiment.em
-    if options.clean is None:
-        raise UsageError("EM-Diffusion starts from a few clean images: name the references.h5 of other data with --em.clean")
-    if not options.clean.exists():
-        raise UserError(f"{options.clean}: no such file. It is the references.h5 that prepare writes beside clean data.")
+    assert options.clean is not None
     size = next(iter(data.buckets))
     images, names = domain.references(options.clean, size)
     if len(names) < options.count:

@@ -30,8 +30,9 @@ HELP_WIDTH = 80
 class Command:
     """One verb: its help, the dataclass of its options, what it calls with them, and the options of an example.
 
-    ``options`` has a field ``experiment`` if the verb works on one; then configurations and flags fill it. ``makes`` is where in
-    RUNS/NAME its results go. ``shared``: several processes, as torchrun and srun start them, share the work; else the first one does it.
+    ``options`` has a field ``experiment`` if the verb works on one; then configurations and flags fill it. ``makes`` is where in RUNS/NAME
+    its results go. ``shared``: several processes, as torchrun and srun start them, share the work; else the first one does it. ``check``:
+    what a dry run asks of an experiment beside its limits.
     """
 
     help: str
@@ -40,6 +41,7 @@ class Command:
     example: str = ""
     makes: str = ""
     shared: bool = False
+    check: Callable[[Any], None] = field(default=lambda experiment: None)
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ def _parsed(application: Application, verb: str, arguments: list[str]) -> Callab
         return lambda: _print_config(options.experiment)
     if options.dry_run:
         place = options.out or (command.makes if " " in command.makes else options.experiment.folder / command.makes)
+        command.check(options.experiment)
         return lambda: print(f"{program}: the configuration is valid; results would go to {place}")
     return lambda: command.run(options)
 

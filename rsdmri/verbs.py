@@ -144,6 +144,7 @@ def experiment_commands(kind: type[Experiment], domain: Callable[[], "Domain"]) 
             em,
             "--config mine.yaml --objective.kind standard --em.clean runs/clean/prepare/references.h5",
             "em",
+            check=lambda experiment: _baselines().check_em(experiment),
         ),
         "sample": Command(
             "Make images with the generator or the teacher.",

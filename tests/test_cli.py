@@ -159,6 +159,14 @@ def test_dry_run_touches_nothing(capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_em_asks_for_what_it_starts_from(capsys, tmp_path):
+    where = ["--accel", "4", "--objective.kind", "standard", "--network.mask-input", "one", "--dry-run"]
+    assert run("em", *where) == 2
+    assert "--em.clean" in capsys.readouterr().err
+    (tmp_path / "references.h5").touch()
+    assert run("em", *where, "--em.clean", str(tmp_path / "references.h5")) == 0
+
+
 def test_missing_data_is_one_sentence(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("prepare", "--config", "mri/demo") == 1
