@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d, pad
+from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from rsdmri.operators import LinearOperator, MaskedOperator
 from rsdmri.tensors import Image, per_sample, rand, randn_like
@@ -67,14 +67,22 @@ class Blur(OnImageGrid):
     kernel: Tensor
 
     def forward(self, x: Image) -> Tensor:
-        padded = pad(x, (self.kernel.shape[-1] // 2,) * 4, mode="reflect")
-        # The samples as channels, each with its own kernel, and the channels as samples.
-        return conv2d(padded.transpose(0, 1), self.kernel.to(x.dtype)[:, None], groups=len(x)).transpose(0, 1)
+        return _correlated(pad(x, (self.kernel.shape[-1] // 2,) * 4, mode="reflect"), self.kernel)
 
     def adjoint(self, y: Tensor) -> Image:
-        spread = conv_transpose2d(y.transpose(0, 1), self.kernel.to(y.dtype)[:, None], groups=len(y)).transpose(0, 1)
+        spread = _correlated(pad(y, (self.kernel.shape[-1] - 1,) * 4), self.kernel.flip(-1, -2))
         edge = self.kernel.shape[-1] // 2
         return _fold(_fold(spread, edge, -1), edge, -2)
+
+
+def _correlated(x: Image, kernel: Tensor) -> Image:
+    """Images (B, C, H, W), each with its own kernel (B, k, k), where it lies inside.
+
+    Every plane is a channel of its own: on GPUs such convolutions are done in full single precision, others in TF32, which has three digits.
+    """
+    planes = x.flatten(0, 1)[None]
+    weights = kernel.to(x.dtype).repeat_interleave(x.shape[1], 0)[:, None]
+    return conv2d(planes, weights, groups=len(weights))[0].unflatten(0, x.shape[:2])
 
 
 def _fold(x: Tensor, edge: int, axis: int) -> Tensor:
