@@ -5,7 +5,7 @@
 
     l1           L1-wavelet reconstructions themselves, and EDM trained on them as long as teacher+ (MRI)
     em           EM-Diffusion from 50 clean images that are not among the data; its models see as many images as teacher+ in all
-    consistency  Ambient-Consistency with coefficient 0.1, 1, 10 (noise), as long as teacher+
+    consistency  Ambient-Consistency with coefficient 0.1, 1, 10 (noise), as many images as teacher+, asked of 4 images of a batch of 32
     dmd, sds     the row's own teacher distilled by another divergence (run reproduce_small.py for the row first)
 
 Ambient-Full and Ambient-Truncated are the rows `full` and `teacher` of reproduce_small.py. No rival is to be handicapped: of each, three
@@ -38,6 +38,7 @@ PAIRS = [
 ]
 RATES = {"rate of the row": 1.0, "half the rate": 0.5, "twice the rate": 2.0}  # of the generator
 TRIED = 0  # the seed of the candidates
+ASKED = 4  # of the 32 images of a batch Ambient-Consistency is asked of: of all of them a step would take eight times as long
 LAPS = 4
 
 
@@ -57,7 +58,8 @@ def candidates_of(row: Experiment, rival: str) -> dict[str, Experiment]:
         }
         return {name: _with(edm, "em", **fields) for name, fields in ways.items()}
     if rival.startswith("consistency"):
-        penalised = _with(row, "objective", consistency=float(rival.partition("_")[2]))
+        fields = {"consistency": float(rival.partition("_")[2]), "consistency_samples": ASKED}
+        penalised = _with(row, "objective", **fields)
         return {"": _with(penalised, "sample", stop=0.0)}  # down to zero, which is what the penalty is for
     rate = row.distill.lr_generator
     return {name: _with(row, "distill", divergence=rival, lr_generator=times * rate) for name, times in RATES.items()}
