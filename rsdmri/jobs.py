@@ -103,7 +103,7 @@ def run_files(
     failures: dict[T, str] = {}
     results: dict[T, R] = {}
     attempt = partial(_attempt, function, done)
-    workers = min(workers or _cores(), len(inputs))
+    workers = min(workers or cores(), len(inputs))
     with Progress(stage, len(inputs), unit) as progress:
         finished = 0
 
@@ -133,7 +133,7 @@ def in_order(function: Callable[[T], Iterable[R]], inputs: Sequence[T], workers:
     ``workers`` 0: one a core; with 1 everything happens in this process as it is asked for, else ``function`` must be picklable, and at most
     one result more than there are workers waits to be taken.
     """
-    workers = min(workers or _cores(), len(inputs))
+    workers = min(workers or cores(), len(inputs))
     if workers <= 1:
         yield from map(function, inputs)
         return
@@ -158,7 +158,7 @@ def _listed(function: Callable[[T], Iterable[R]], item: T) -> list[R]:
     return list(function(item))
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use: of a SLURM task those of the task, not of the node."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

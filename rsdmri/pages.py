@@ -256,10 +256,8 @@ def watch(make: Callable[[float | None], Path], files: Sequence[Path], seconds: 
         UserError: there was nothing to make a page of until the end.
     """
     stamp, out = stamp_of(files), _try(partial(make, seconds))
-    if out is None:
-        print(f"report: looks again every {seconds:g} s; Ctrl-C ends this", file=sys.stderr)
-    else:
-        print(f"report: {out / 'report.html'} follows the run, every {seconds:g} s; Ctrl-C ends this", file=sys.stderr)
+    does = "looks again" if out is None else f"{out / 'report.html'} follows the run,"
+    print(f"report: {does} every {seconds:g} s; Ctrl-C ends this", file=sys.stderr)
     with stop_requests() as request, suppress(KeyboardInterrupt):
         while not request.signal:
             _rest(seconds, request)

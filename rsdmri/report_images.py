@@ -17,10 +17,8 @@ from .grids import pixels_of
 from .metrics.bands import bands
 
 SHARP = 192  # small images are enlarged to this by repetition: a browser would blur them
-AREA, PAGE = (
-    1 << 20,
-    6 << 20,
-)  # pixels of a grid, and of all grids of a page, which is to stay below 10 MB: of large images fewer are shown
+AREA = 1 << 20  # pixels of a grid: of large images fewer are shown
+PAGE = 6 << 20  # pixels of all grids of a page, which is to stay below 10 MB
 MOST_COMPARED = 2000  # observations among which a nearest one is looked for
 THUMB = 128  # phases and neighbours of larger images are made smaller than this: a page of them has to stay small
 HUES, SHADES = 32, 8  # of a phase: 256 colours are one byte a pixel

@@ -111,7 +111,7 @@ def _part_path(out: Path, number: int) -> Path:
 def _write_part(path: Path, data: Observations, samples: Sequence[int], restore: Restore, of: Mapping[str, Any]) -> str:
     began = time.monotonic()
     images = restore(data.batch(samples), samples).cpu()
-    if not torch.isfinite(torch.view_as_real(images) if images.is_complex() else images).all():
+    if not images.isfinite().all():
         raise UserError(f"NaN or infinity in the image of {data.names[samples[0]]} or one of the {len(samples) - 1} after it")
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file["images"], file["index"] = images.numpy(), list(samples)

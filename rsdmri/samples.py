@@ -110,7 +110,7 @@ class _Parts:
     def add(self, images: Sequence[Tensor], seconds: float) -> None:
         """The next images, which took so long."""
         for stack in images:
-            if not torch.isfinite(torch.view_as_real(stack) if stack.is_complex() else stack).all():
+            if not stack.isfinite().all():
                 raise UserError("the model gives NaN or infinity: the run has diverged; train again with a lower learning rate")
         self.waiting += images
         self.seconds += seconds

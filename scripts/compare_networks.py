@@ -23,16 +23,15 @@ from typing import Any
 
 from comparison import cell, curve, finished, job_parser, judge_of, run_jobs, seconds, settings_of, swd
 from reproduce_small import draw_heads, make_maps
+from rival_runs import prepared
 
 from rsdmri import pipeline
 from rsdmri.checkpoints import load_model
 from rsdmri.config import Experiment, NetworkConfig
-from rsdmri.evaluation import Evaluator
 from rsdmri.files import read_json, write_json
 from rsdmri.logs import read_log
 from rsdmri.mri.config import MRIExperiment
 from rsdmri.mri.domain import MRI
-from rsdmri.runs import observations_path
 from rsdmri.settings import load_experiment
 
 SHAPES = ("published", "narrow")
@@ -90,14 +89,17 @@ def seconds_per_step(experiment: Experiment, options: argparse.Namespace) -> dic
     return medians
 
 
-def rate_of(shape: str, images: int, judge: Evaluator, options: argparse.Namespace) -> dict[str, float]:
+def rates_of(shape: str, images: int, options: argparse.Namespace) -> dict[str, float]:
     """swd after a third of the length, by learning rate; kept, with what it depends on."""
     path = options.results / f"networks_{options.size}x{options.channels}-{shape}-rates.json"
-    of, experiment = {"images": images // 3 // BATCH * BATCH, "n": judge.n}, experiment_of(TRIED, options)
+    of, experiment = {"images": images // 3 // BATCH * BATCH, "n": options.n}, experiment_of(TRIED, options)
     kept = dict(read_json(path)) if path.exists() else {}
     found: dict[str, float] = kept["swd"] if kept.get("of") == of else {}
-    for rate in RATES:
-        if f"{rate:g}" not in found:
+    missing = [rate for rate in RATES if f"{rate:g}" not in found]
+    if missing:
+        prepared(experiment, MRI())
+        judge = judge_of(experiment, MRI(), options.n)
+        for rate in missing:
             one = trained_as(experiment, shape, options, of["images"], lr=rate, snapshots=1)
             run = pipeline.pretrain(one, MRI(), experiment.folder / f"{shape}-{of['images']}-{rate:g}")
             found[f"{rate:g}"] = swd(list(curve(one, MRI(), judge, run).values())[-1])
@@ -112,9 +114,7 @@ def run_job(seed: int, options: argparse.Namespace) -> None:
     done = finished(path, experiment, "common")
     if done is not None and (done["minutes"], done["n"]) == (options.minutes, options.n):
         return
-    for one in {experiment.name: experiment, experiment_of(TRIED, options).name: experiment_of(TRIED, options)}.values():
-        if not observations_path(one).exists():
-            pipeline.prepare(one, MRI())
+    prepared(experiment, MRI())
     step = seconds_per_step(experiment, options)
     judge = judge_of(experiment, MRI(), options.n)
     result: dict[str, Any] = {
@@ -126,7 +126,7 @@ def run_job(seed: int, options: argparse.Namespace) -> None:
     }
     for shape in SHAPES:
         images = int(60 * options.minutes / step[shape]) * BATCH
-        rates = rate_of(shape, images, judge_of(experiment_of(TRIED, options), MRI(), options.n), options)
+        rates = rates_of(shape, images, options)
         rate = float(min(rates, key=lambda rate: rates[rate]))
         one = trained_as(experiment, shape, options, images, lr=rate)
         run = pipeline.pretrain(one, MRI(), experiment.folder / f"{shape}-{images}")

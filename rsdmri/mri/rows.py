@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..jobs import cores
 from ..launch import local_size
 from ..progress import track
 
@@ -46,8 +47,7 @@ class Rows:
 
 def readers() -> ThreadPoolExecutor | None:
     """Threads that read rows: half of the cores of this process; None where that is but one."""
-    every = os.cpu_count() or 1
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    every, mine = os.cpu_count() or 1, cores()
     # Cores that a scheduler gave to this process are its own; all of a machine's are those of all its processes.
     threads = min(MOST, (mine if mine < every else every // local_size(os.environ)) // 2)
     return ThreadPoolExecutor(threads, "read-rows") if threads > 1 else None
