@@ -3,11 +3,14 @@ r"""Ambient-Consistency: what Tweedie cannot teach below the level of the noise 
 A denoiser is a martingale along its own reverse process: f(x_t, s) = E[f(x_s', s') | x_t] for every s' < s. Levels s above sigma_y are
 taught by the data; asking for the equation with s' anywhere below teaches the rest. The penalty is the square of the difference,
 
-    lambda(s) Re <f(x', s') - f(x_t, s), f(x'', s') - f(x_t, s)>
+    Re <f(x', s') - f(x_t, s), f(x'', s') - f(x_t, s)>
 
-with two independent draws x', x'' of the reverse chain from x_t: an unbiased estimate, which the square of a mean over draws is not. The
-chain itself takes no gradient. (Dropout would add a variance of f; the published runs have little.)
+with two independent draws x', x'' of the reverse chain from x_t: an unbiased estimate, which the square of a mean over draws is not. It
+has no weight lambda(s), as published. The chain itself takes no gradient. (Dropout would add a variance of f; the published runs have
+little.)
 """
+
+from collections.abc import Sequence
 
 import torch
 
@@ -17,7 +20,7 @@ from .objectives import Objective
 from .observations import Observation
 from .sampling import reverse_step
 from .solvers import inner
-from .tensors import Image, PerSample, randn_like
+from .tensors import Image, PartGenerator, PerSample, randn_like
 
 LOWEST = 2e-3  # no level below is asked for
 
@@ -25,23 +28,47 @@ LOWEST = 2e-3  # no level below is asked for
 def consistency_loss(
     denoiser: Denoiser, objective: Objective, obs: Observation, sigma: PerSample, generator: torch.Generator
 ) -> PerSample:
-    """The penalty of the first ``objective.config.consistency_samples`` observations at levels ``sigma`` (B,)."""
+    """The penalty of observations at levels ``sigma`` (B,), whose mean is that of the ``consistency_samples`` of a batch that are asked.
+
+    The others' is zero. They are asked all over the batch, so that each of its parts has its share.
+    """
     config = objective.config
-    obs, sigma = obs[: config.consistency_samples], sigma[: config.consistency_samples]
     x_t = objective.perturb(obs, sigma, generator).x_t
     lowest = torch.full_like(sigma, max(config.lowest, LOWEST))
     lower = noise.log_normal_above(lowest, config.mean, config.std, generator, highest=sigma)
-    f = denoiser(x_t, sigma)
-    draws = [denoiser(_reverse(denoiser, x_t, sigma, lower, config.consistency_steps, generator), lower) for _ in range(2)]
-    return noise.weight(sigma, denoiser.sigma_data) * inner(draws[0] - f, draws[1] - f)
+    penalty = torch.zeros_like(sigma)
+    places, share = _asked(len(sigma), config.consistency_samples, generator)
+    if places:  # a part may have none
+        f = denoiser(x_t[places], sigma[places])
+        draws = [_drawn(denoiser, x_t, sigma, lower, places, config.consistency_steps, generator) for _ in range(2)]
+        penalty[places] = inner(draws[0] - f, draws[1] - f) / share
+    return penalty
 
 
-@torch.no_grad()
-def _reverse(denoiser: Denoiser, x: Image, sigma: PerSample, lower: PerSample, steps: int, generator: torch.Generator) -> Image:
-    """A draw of the reverse chain from ``sigma`` to ``lower`` in steps that are even in ln s (:func:`rsdmri.sampling.ancestral`)."""
-    now = sigma
-    for step in range(steps):
-        then = now * (lower / now) ** (1 / (steps - step))
-        x = reverse_step(x, denoiser(x, now), now, then, randn_like(x, generator))
-        now = then
-    return x
+def _asked(n: int, samples: int, generator: torch.Generator) -> tuple[list[int], float]:
+    """Which of the n images that a generator draws for are asked, as even as it goes over the whole batch; and the part that these are."""
+    number, count = (generator.number, generator.count) if isinstance(generator, PartGenerator) else (0, 1)
+    batch = n * count
+    samples = min(samples, batch)
+    first = number * n
+    return [i for i in range(n) if (first + i + 1) * samples // batch > (first + i) * samples // batch], samples / batch
+
+
+def _drawn(
+    denoiser: Denoiser,
+    x_t: Image,
+    sigma: PerSample,
+    lower: PerSample,
+    places: Sequence[int],
+    steps: int,
+    generator: torch.Generator,
+) -> Image:
+    """f at a draw of the reverse chain from ``sigma`` to ``lower``, in steps that are even in ln s (:func:`rsdmri.sampling.ancestral`)."""
+    with torch.no_grad():
+        x, now, end = x_t[places], sigma[places], lower[places]
+        for step in range(steps):
+            then = now * (end / now) ** (1 / (steps - step))
+            # For all images, so that the parts of a batch draw what the batch draws.
+            x = reverse_step(x, denoiser(x, now), now, then, randn_like(x_t, generator)[places])
+            now = then
+    return denoiser(x, end)

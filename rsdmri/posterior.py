@@ -12,7 +12,8 @@ A posterior is a denoiser that wraps a denoiser: f(x_t, s) = E[x | x_t] becomes 
 V is the covariance of x given x_t, and symmetric: products with it are products with the transposed Jacobian, which autograd gives. The
 norm of DPS is each sample's own (the public code of EM-Diffusion takes that of the batch, which couples its images). DPS was published
 for variance-preserving diffusion and a thousand levels, with the step taken on x_t and a length for 256 x 256 pixels; here it is taken on
-the estimate, scaled as in that diffusion, is longer the more pixels an image has, and never longer than what is left of the observation.
+the estimate, scaled as in that diffusion, is longer the more pixels an image has, and never longer than what is left of the observation
+beyond its noise: a draw that explains all of y is y.
 """
 
 from collections.abc import Callable
@@ -49,14 +50,17 @@ def mmps(denoiser: Denoiser, obs: Observation, iterations: int = 3, noise_floor:
 def dps(denoiser: Denoiser, obs: Observation, scale: float = 0.3) -> Denoise:
     """f moved against the gradient of |y - A f|, sample by sample, by at most ``scale`` of sigma_data a pixel (root mean square)."""
     prior = denoiser.sigma_data**2
+    expected = obs.noise_std * sum_samples(squared(obs.operator.restrict(_ones(obs.y)))).sqrt()
 
     def denoise(x_t: Image, sigma: PerSample) -> Image:
         f, pulled = _with_pullback(denoiser, x_t, sigma, obs)
         residual = _residual(obs, f)
         norm = sum_samples(squared(residual)).sqrt().clamp(min=1e-12)
         step = scale * denoiser.sigma_data * to_channels(f[:1]).numel() ** 0.5
-        # The gradient of the norm is -J^T A^H r / |r|. A step longer than the residual would leave the observation again.
-        factor = norm.clamp(max=step) * (sigma**2 + prior) / prior / norm
+        # The gradient of the norm is -J^T A^H r / |r|. A step longer than the residual would leave the observation again; of the residual,
+        # noise leaves noise_std sqrt(m), m real numbers measured.
+        length = (norm - expected).clamp(min=0, max=step)
+        factor = length * (sigma**2 + prior) / prior / norm
         return f + per_sample(factor, f) * pulled(obs.operator.adjoint(residual))
 
     return denoise
@@ -64,6 +68,11 @@ def dps(denoiser: Denoiser, obs: Observation, scale: float = 0.3) -> Denoise:
 
 def _residual(obs: Observation, f: Image) -> Tensor:
     return obs.operator.restrict(obs.y.to(_like(obs.y, f))) - obs.operator.forward(f)
+
+
+def _ones(y: Tensor) -> Tensor:
+    """One in each real component."""
+    return torch.complex(*[torch.ones_like(y.real)] * 2) if y.is_complex() else torch.ones_like(y)
 
 
 def _like(y: Tensor, f: Image) -> torch.dtype:

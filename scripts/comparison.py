@@ -59,6 +59,12 @@ def seconds(run: Path, images: int) -> float:
     return float(next(line["seconds"] for line in read_log(run / "metrics.jsonl") if line["images"] >= images))
 
 
+def seconds_per_image(experiment: Experiment, domain: Domain, run: Path) -> float:
+    """Of sampling, measured by it."""
+    pipeline.sample(experiment, domain, run=run)
+    return float(read_samples(run / "samples.h5")[1]["seconds_per_image"])
+
+
 def curve(experiment: Experiment, domain: Domain, judge: Evaluator, run: Path, name: str = "curve") -> dict[str, Any]:
     """The true and proximal distances of all snapshots of a run, by images seen; kept beside it, because a teacher's take long."""
     path = run / f"{name}.json"
@@ -146,8 +152,8 @@ def compare(experiment: Experiment, domain: Domain, plus: float, n: int, path: P
     judge = judge_of(experiment, domain, n)
     images = round(experiment.pretrain.images / plus)
     curves = {"teacher": curve(experiment, domain, judge, run)}
+    down = dataclasses.replace(experiment, sample=dataclasses.replace(experiment.sample, stop=0.0))
     if experiment.sample.stop > 0:
-        down = dataclasses.replace(experiment, sample=dataclasses.replace(experiment.sample, stop=0.0))
         curves["full"] = curve(down, domain, judge, run, "curve-full")
     batch = experiment.pretrain.batch
     chosen = {name: best(found, images, batch) for name, found in curves.items()}
@@ -157,10 +163,8 @@ def compare(experiment: Experiment, domain: Domain, plus: float, n: int, path: P
     chosen["rsd"] = max(curves["rsd"], key=int)
     rows = {name: curves["teacher" if name == "teacher+" else name][at] for name, at in chosen.items()}
     true, proximal = judge.observation_scores()
-    times = {}
-    for name, where in (("teacher", run), ("rsd", distill_run)):
-        pipeline.sample(experiment, domain, run=where)
-        times[name] = read_samples(where / "samples.h5")[1]["seconds_per_image"]
+    timed = {"full": (down, run), "teacher": (experiment, run), "rsd": (experiment, distill_run)}
+    times = {name: seconds_per_image(how, domain, where) for name, (how, where) in timed.items() if name in chosen}
     result = {
         "name": experiment.name,
         "seed": experiment.seed,

@@ -1,7 +1,7 @@
 """How the rivals of rivals.py are trained and scored: each is a function of a job, and gives rows of the tables.
 
 What is trained is given the best average of its training by the true metric, as the teachers are; EM-Diffusion its best lap. Times are
-those of the whole training, the images that it draws or reconstructs on its way included.
+those of the whole training, the images that it draws or reconstructs on its way included; of another divergence those of the distillation.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import Any
 
 import h5py
 from ablations import teacher_of
-from comparison import best, curve, judge_of, scored, seconds, settings_of, swd
+from comparison import best, curve, judge_of, scored, seconds, seconds_per_image, settings_of, swd
 from reproduce_small import draw_heads, make_maps
 
 from rsdmri import baselines, pipeline
@@ -22,7 +22,6 @@ from rsdmri.evaluation import side_of
 from rsdmri.logs import read_log
 from rsdmri.restoring import read_images
 from rsdmri.runs import observations_path
-from rsdmri.samples import read_samples
 
 CLEAN_VOLUMES = 50  # drawn heads of eight slices, of each of which EM-Diffusion takes one
 
@@ -73,7 +72,7 @@ def em(job: Job) -> dict[str, Any]:
     return {
         "rows": {"EM-Diffusion": scores[chosen]},
         "training_seconds": {"EM-Diffusion": trained + drawn},
-        "seconds_per_image": {"EM-Diffusion": _time(job, experiment, runs[chosen])},
+        "seconds_per_image": {"EM-Diffusion": seconds_per_image(experiment, job.domain, runs[chosen])},
         "swd": {name: round(swd(found), 1) for name, found in scores.items()},
         "settings": settings_of(experiment),
     }
@@ -95,7 +94,7 @@ def divergence(job: Job) -> dict[str, Any]:
     return {
         "rows": {name: found[last]},
         "training_seconds": {name: seconds(run, int(last))},
-        "seconds_per_image": {name: _time(job, experiment, run)},
+        "seconds_per_image": {name: seconds_per_image(experiment, job.domain, run)},
         "swd": {at: round(swd(scores), 1) for at, scores in found.items()},
         "settings": settings_of(experiment),
     }
@@ -126,16 +125,10 @@ def _trained(job: Job, experiment: Experiment, run: Path, name: str) -> dict[str
     return {
         "rows": {name: found[chosen]},
         "training_seconds": {name: seconds(run, experiment.pretrain.images)},
-        "seconds_per_image": {name: _time(job, experiment, run)},
+        "seconds_per_image": {name: seconds_per_image(experiment, job.domain, run)},
         "swd": {at: round(swd(scores), 1) for at, scores in found.items()},
         "settings": settings_of(experiment),
     }
-
-
-def _time(job: Job, experiment: Experiment, run: Path) -> float:
-    """Seconds of sampling, an image."""
-    pipeline.sample(experiment, job.domain, run=run)
-    return float(read_samples(run / "samples.h5")[1]["seconds_per_image"])
 
 
 def _seconds_of(images: Path) -> float:

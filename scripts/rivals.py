@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import re
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ RATES = {"rate of the row": 1.0, "half the rate": 0.5, "twice the rate": 2.0}  #
 TRIED = 0  # the seed of the candidates
 ASKED = 4  # of the 32 images of a batch Ambient-Consistency is asked of: of all of them a step would take eight times as long
 LAPS = 4
+DISTILLED = ("rsd", "D-DMD", "D-SDS")  # rows that need a teacher first
 
 
 def candidates_of(row: Experiment, rival: str) -> dict[str, Experiment]:
@@ -53,7 +55,7 @@ def candidates_of(row: Experiment, rival: str) -> dict[str, Experiment]:
         edm = dataclasses.replace(_standard(row), em=EMConfig(laps=LAPS, first=images, lap=images))
         ways: dict[str, dict[str, Any]] = {
             "mmps, 1 step, 18 levels": {"method": "mmps", "iterations": 1, "steps": 18},
-            "mmps, 3 steps, 10 levels": {"method": "mmps", "iterations": 3, "steps": 10},
+            "mmps, 3 steps, 18 levels": {"method": "mmps", "iterations": 3, "steps": 18},
             "dps, 18 levels": {"method": "dps", "steps": 18},
         }
         return {name: _with(edm, "em", **fields) for name, fields in ways.items()}
@@ -75,9 +77,13 @@ def _standard(row: Experiment, **fields: Any) -> Experiment:
 
 
 def shortened(experiment: Experiment) -> Experiment:
-    """A third of the length of whatever a rival trains; of EM-Diffusion the first model and one lap of four."""
-    short = lengthened(experiment, 1 / 3, 8)
-    return _with(_with(short, "distill", images=experiment.distill.images // 3, snapshots=1), "em", laps=1)
+    """A third of the length of whatever a rival trains; of EM-Diffusion half of the laps, and of all models together a third."""
+    short = _with(lengthened(experiment, 1 / 3, 8), "distill", images=experiment.distill.images // 3, snapshots=1)
+    if experiment.em == EMConfig():
+        return short
+    laps = experiment.em.laps // 2
+    lap = (experiment.em.first + experiment.em.laps * experiment.em.lap) // (3 * (1 + laps))
+    return _with(short, "em", laps=laps, first=lap, lap=lap)
 
 
 def _job(row: Experiment, experiment: Experiment, name: str, domain: Any, n: int, options: argparse.Namespace) -> Job:
@@ -133,17 +139,30 @@ def run_job(row: str, rival: str, seed: int, options: argparse.Namespace) -> Non
 
 def table(folder: Path) -> str:
     """What there is, in Markdown: the rows of reproduce_small.py and the rivals, mean and spread over the seeds that each has."""
-    lines = ["| corruption | row | swd | proximal swd | s of training | ms an image | seeds |", "|---" * 7 + "|"]
+    heads = "corruption | row | swd | proximal swd | s of training (teacher + phase II) | ms an image | seeds"
+    lines = [f"| {heads} |", "|---" * 7 + "|"]
     for row in dict.fromkeys(row for row, _ in PAIRS):
         names = [row, *(f"{row}-{rival}" for of, rival in PAIRS if of == row)]
-        for results in ([dict(read_json(path)) for path in sorted(folder.glob(f"{name}-seed*.json"))] for name in names):
+        found = [[dict(read_json(path)) for path in sorted(folder.glob(f"{name}-seed*.json"))] for name in names]
+        teachers = {result["seed"]: result["training_seconds"]["teacher"] for result in found[0]}
+        for results in found:
             for name in dict.fromkeys(name for result in results for name in result["rows"]):
-                took = [result["training_seconds"][name] for result in results if name in result["training_seconds"]]
-                each = [1000 * result["seconds_per_image"][name] for result in results if name in result["seconds_per_image"]]
+                took = _times(results, "training_seconds", name)
+                each = [1000 * time for time in _times(results, "seconds_per_image", name)]
                 proximal = [result for result in results if result["rows"].get(name, {}).get("proximal")]
-                cells = [row, name, cell(values(results, name)), cell(values(proximal, name, group="proximal")), cell(took, 0)]
+                training = cell(took, 0)
+                if name in DISTILLED:
+                    training = f"{cell([teachers[result['seed']] for result in results], 0)} + {training}"
+                cells = [row, name, cell(values(results, name)), cell(values(proximal, name, group="proximal")), training]
                 lines.append(f"| {' | '.join([*cells, cell(each), ' '.join(str(r['seed']) for r in results)])} |")
     return "\n".join(lines)
+
+
+def _times(results: Sequence[dict[str, Any]], kind: str, name: str) -> list[float]:
+    """Of a row of the table; Ambient-Full is the teacher's training, and the longer teacher samples as the teacher does."""
+    same = {"training_seconds": {"full": "teacher"}, "seconds_per_image": {"teacher+": "teacher"}}[kind]
+    found = [result[kind].get(same.get(name, name)) for result in results]
+    return [time for time in found if time is not None]
 
 
 def tried_table(folder: Path) -> str:

@@ -73,6 +73,18 @@ WORLDS = {
         False,
         3,
     ),
+    "noise, consistency of a third": (
+        lambda: natural_law("noise", noise_std=0.2),
+        ObjectiveConfig(kind="tweedie", consistency=1.0, consistency_samples=4),
+        False,
+        3,
+    ),
+    "noise, consistency of two": (  # one part of three has none
+        lambda: natural_law("noise", noise_std=0.2),
+        ObjectiveConfig(kind="tweedie", consistency=1.0, consistency_samples=2),
+        False,
+        3,
+    ),
     "blur": (lambda: natural_law("blur"), ObjectiveConfig(kind="standard"), False, 3),
 }
 

@@ -142,7 +142,8 @@ def test_dps_is_the_step_of_its_formula():
     norm = (obs.y - obs.operator.forward(f)).square().sum().sqrt()
     (gradient,) = torch.autograd.grad(norm, x_t)
     step = 0.2 * prior.sigma_data * (SIZE[0] * SIZE[1]) ** 0.5
-    assert float(norm.detach()) > step  # a step is never longer than what is left
+    noise = 0.1 * float(obs.operator.mask.sum()) ** 0.5
+    assert float(norm.detach()) - noise > step  # a step is never longer than what is left beyond the noise
     expected = f - step * (0.5**2 + prior.sigma_data**2) / prior.sigma_data**2 * gradient
     assert torch.allclose(dps(prior, obs, 0.2)(x_t.detach(), sigma), expected.detach(), atol=1e-10)
 
@@ -200,14 +201,40 @@ def test_the_exact_denoiser_is_consistent():
     assert float(consistency_loss(wrong, objective, obs, sigma, generator).mean()) > 0.5
 
 
-def test_consistency_takes_no_gradient_through_the_chain():
+def test_consistency_takes_no_gradient_through_the_chain(monkeypatch):
+    """Its gradient is that of the penalty written out, with the ends of the chains as numbers; half of the batch is asked."""
     prior = Gaussian(SIZE[0] * SIZE[1], False)
     prior.mean = torch.nn.Parameter(prior.mean)
     objective = AmbientTweedie(ObjectiveConfig(kind="tweedie", consistency=1.0, consistency_samples=2, consistency_steps=3))
     generator = make_generator(3)
     obs = observe(prior.draw(4, generator).detach(), Identity(torch.zeros(4)), torch.full((4,), 0.2), generator)
-    loss = consistency_loss(prior, objective, obs, objective.levels(obs.noise_std, generator), generator)
-    assert loss.shape == (2,) and loss.requires_grad
+    sigma = objective.levels(obs.noise_std, generator)
+    calls = []
+    forward = prior.forward
+    monkeypatch.setattr(prior, "forward", lambda *args: calls.append((*args, torch.is_grad_enabled())) or forward(*args))
+    loss = consistency_loss(prior, objective, obs, sigma, generator)
+    (found,) = torch.autograd.grad(loss.mean(), prior.mean)
+    assert [i for i, value in enumerate(loss.tolist()) if value != 0] == [1, 3]
+    (at, level, _), *ends = [call for call in calls if call[-1]]
+    assert torch.equal(level, sigma[[1, 3]]) and len(ends) == 2 and len(calls) == 3 + 2 * 3
+    f = forward(at, level)
+    first, second = (forward(x.detach(), lower) - f for x, lower, _ in ends)
+    (expected,) = torch.autograd.grad((first * second).sum((1, 2, 3)).mean(), prior.mean)
+    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["noise", "inpainting", "blur", "mri"])
+@pytest.mark.parametrize("noise_std", [0.1, 0.3])
+def test_dps_leaves_the_noise(name, noise_std):
+    """What a draw does not explain is as large as the noise, whose level it knows; else it would be the noisy image itself."""
+    prior, obs, _, _ = world(name, noise_std)
+    obs = dataclasses.replace(obs, y=obs.y.to(torch.complex128 if obs.y.is_complex() else torch.float64))
+    dtype = torch.complex128 if prior.complex_images else torch.float64
+    noise = noises([sample_generator(1)], (1, *SIZE), dtype)
+    x = heun(dps(prior, obs), noise, levels(18, 0.01, 20.0))
+    left = to_channels(obs.y - obs.operator.forward(x)).square().sum().sqrt()
+    seen = to_channels(obs.operator.restrict(obs.y)).count_nonzero()
+    assert 0.7 < float(left) / (noise_std * float(seen) ** 0.5) < 1.6
 
 
 def test_dps_does_not_step_beyond_the_observation():

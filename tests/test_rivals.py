@@ -41,6 +41,7 @@ def test_every_rival_is_a_valid_experiment_of_its_row(row, rival):
         if rival == "em":  # as many images as the longer teacher, in all
             seen = candidate.em.first + candidate.em.laps * candidate.em.lap
             assert 0.98 * experiment.pretrain.images < seen <= experiment.pretrain.images
+            assert short.em.laps == 2 and 2.9 < seen / (short.em.first + short.em.laps * short.em.lap) < 3.1
         if rival in ("dmd", "sds"):
             assert candidate.distill.divergence == rival
     assert callable(action(rival))
