@@ -40,7 +40,8 @@ def restore(experiment: Experiment, domain: Domain) -> Path:
         if is_made(path, of):
             print(f"restore: {path} is there", file=sys.stderr)
         else:
-            restore_all(data, domain.restorer(data, experiment), path, of, "restore")
+            restorer, chosen = domain.restorer(data, experiment, device_of(experiment))
+            restore_all(data, restorer, path, of, "restore", chosen)
     return path
 
 

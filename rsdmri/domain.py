@@ -120,8 +120,8 @@ class Domain(Protocol):
         """The options on which images depend that are made of observations without a learned prior; a :class:`UserError` where none are."""
         ...
 
-    def restorer(self, data: Any, experiment: Any) -> Any:
-        """What makes them: (Observation, indices) -> images."""
+    def restorer(self, data: Any, experiment: Any, device: torch.device) -> tuple[Any, dict[str, Any]]:
+        """What makes them, (Observation, indices) -> images; and what was chosen for that, for people."""
         ...
 
     def values(self, law: Law) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Images made of observations, and learning from them as if they were clean: what L1-EDM and EM-Diffusion have in common.
 
-``images.h5`` has a group for each size, such as ``384x320``: ``images`` (N, C, H, W) and the ``index`` of each in the data set; its attribute
-``seconds`` is the time that making them took. It is made in parts, each of which appears whole; a run that was stopped goes on with the
-parts that are missing.
+``images.h5`` has a group for each size, such as ``384x320``: ``images`` (N, C, H, W) and the ``index`` of each in the data set. It is made in
+parts, each of which appears whole; a run that was stopped goes on with the parts that are missing. ``images.json`` beside it says how long
+that took and what was chosen on the way: the same images are the same file, however long they took.
 """
 
 import json
@@ -17,7 +17,7 @@ import torch
 
 from .domain import Law, Observations, Size
 from .errors import UserError
-from .files import atomic
+from .files import atomic, read_json, write_json
 from .jobs import run_files
 from .memory import fits
 from .observations import Observation
@@ -57,10 +57,12 @@ def of_one_size(images: Image, names: Sequence[str], law: Law) -> Images:
     return Images({row: (images, row) for row in range(len(images))}, names, {size: range(len(images))}, law)
 
 
-def restore_all(data: Observations, restore: Restore, out: Path, of: Mapping[str, Any], stage: str) -> None:
+def restore_all(
+    data: Observations, restore: Restore, out: Path, of: Mapping[str, Any], stage: str, chosen: Mapping[str, Any] | None = None
+) -> None:
     """Writes ``out``, the images of all observations; ``of`` says what they depend on, and parts that were made of other things are not used.
 
-    In one process: what restores a part uses all cores, or the GPU.
+    ``chosen`` goes into the JSON beside it. In one process: what restores a part uses all cores, or the GPU.
     """
     parts = _parts(data)
     run_files(
@@ -71,7 +73,12 @@ def restore_all(data: Observations, restore: Restore, out: Path, of: Mapping[str
         done=lambda number: is_made(_part_path(out, number), of),
         unit=f"x {PART} images",
     )
-    _join(out, len(parts), of)
+    _join(out, len(parts), of, chosen or {})
+
+
+def about(out: Path) -> dict[str, Any]:
+    """What images.json says of a file of images: ``seconds``, and what was chosen for them."""
+    return dict(read_json(out.with_suffix(".json")))
 
 
 def read_images(path: Path, data: Observations, of: Mapping[str, Any]) -> Images:
@@ -128,7 +135,7 @@ def is_made(path: Path, of: Mapping[str, Any]) -> bool:
         return False
 
 
-def _join(out: Path, count: int, of: Mapping[str, Any]) -> None:
+def _join(out: Path, count: int, of: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
     """All parts as one file, a part in memory at a time, and the parts away."""
     rows: dict[str, int] = {}
     seconds = 0.0
@@ -148,5 +155,6 @@ def _join(out: Path, count: int, of: Mapping[str, Any]) -> None:
                 dataset = file[f"{name}/{key}"]
                 dataset.resize(rows[name], axis=0)
                 dataset[start:] = values
-        file.attrs["of"], file.attrs["seconds"] = json.dumps(of), seconds
+        file.attrs["of"] = json.dumps(of)
+        write_json(out.with_suffix(".json"), {"seconds": seconds, **chosen})
     shutil.rmtree(out.parent / "parts")

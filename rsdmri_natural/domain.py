@@ -239,8 +239,10 @@ class Natural:
     def restoration(self, experiment: NaturalExperiment) -> dict[str, Any]:
         raise UserError("photographs are not restored without a learned prior here; EM-Diffusion (the verb em) learns one")
 
-    def restorer(self, data: NaturalObservations, experiment: NaturalExperiment) -> Any:
-        return self.restoration(experiment)
+    def restorer(
+        self, data: NaturalObservations, experiment: NaturalExperiment, device: torch.device
+    ) -> tuple[Any, dict[str, Any]]:
+        return self.restoration(experiment), {}
 
     def values(self, law: Law) -> dict[str, Any]:
         return {"values": "symmetric"}

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 from ablations import teacher_of
 from comparison import best, curve, judge_of, scored, seconds, seconds_per_image, settings_of, swd
 from reproduce_small import draw_heads, make_maps
@@ -20,7 +19,7 @@ from rsdmri.config import Experiment
 from rsdmri.domain import Domain
 from rsdmri.evaluation import side_of
 from rsdmri.logs import read_log
-from rsdmri.restoring import read_images
+from rsdmri.restoring import about, read_images
 from rsdmri.runs import observations_path
 
 CLEAN_VOLUMES = 50  # drawn heads of eight slices, of each of which EM-Diffusion takes one
@@ -52,7 +51,7 @@ def l1(job: Job) -> dict[str, Any]:
     found["rows"] = {"L1": {"metrics": judge.shown(restored), "proximal": {}}, **found["rows"]}
     found["seconds_per_image"] = {"L1": took / len(data), **found["seconds_per_image"]}
     found["training_seconds"]["L1-EDM"] += took
-    return found
+    return {**found, "lam": about(path)["lam"]}
 
 
 def em(job: Job) -> dict[str, Any]:
@@ -133,8 +132,7 @@ def _trained(job: Job, experiment: Experiment, run: Path, name: str) -> dict[str
 
 def _seconds_of(images: Path) -> float:
     """How long it took to make the images of a data set."""
-    with h5py.File(images, "r") as file:
-        return float(file.attrs["seconds"])
+    return float(about(images)["seconds"])
 
 
 def _clean_images(job: Job) -> Path:

@@ -107,7 +107,8 @@ def chosen_candidate(row: str, rival: str, options: argparse.Namespace) -> str:
         if name not in kept or not same_settings(kept[name]["settings"], job.experiment):
             result = action(rival)(job)
             scores = {shown: swd(scores) for shown, scores in result["rows"].items()}
-            kept = {**kept, name: {"swd": scores, "settings": result["settings"]}}
+            about = {key: result[key] for key in ("settings", "lam") if key in result}
+            kept = {**kept, name: {"swd": scores, **about}}
             write_json(path, kept)
     return min(found, key=lambda name: last_of(kept[name]["swd"]))
 

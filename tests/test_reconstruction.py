@@ -317,9 +317,55 @@ def test_a_folder_of_something_else_is_left_alone(scans, tmp_path):
     pytest.importorskip("pydicom")
     (tmp_path / "0.dicom").mkdir()
     (tmp_path / "0.dicom" / "precious.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"precious\.txt: not of an earlier reconstruction"):
+    with pytest.raises(UserError, match=r"0\.dicom: not of an earlier reconstruction"):
         reconstruct_files([scans / "0.h5"], tmp_path, config(scans, dicom=True))
     assert (tmp_path / "0.dicom" / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["0.h5", "0.nii.gz"])
+def test_a_file_of_something_else_is_left_alone(name, scans, tmp_path):
+    """A scan or a segmentation that has the name of what would be written."""
+    pytest.importorskip("nibabel")
+    precious = (scans / "0.h5").read_bytes()
+    (tmp_path / name).write_bytes(precious)
+    with pytest.raises(UserError, match=f"{name}: not of an earlier reconstruction, and it would be replaced"):
+        reconstruct_files([scans], tmp_path, config(scans, nifti=True))
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == precious
+
+
+def test_what_is_not_asked_for_and_not_ours_stays(scans, tmp_path):
+    (tmp_path / "0.nii.gz").write_bytes(b"a segmentation")
+    for lam in (0.1, 0.01):
+        reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=lam))
+    assert (tmp_path / "0.nii.gz").read_bytes() == b"a segmentation"
+
+
+def test_a_run_that_was_stopped_leaves_no_two_reconstructions_side_by_side(scans, tmp_path, monkeypatch):
+    """Killed when the picture is there and its volume is not yet: the next run does not take the old volume for done."""
+    nibabel = pytest.importorskip("nibabel")
+    reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=0.1, nifti=True))
+    wanted = (tmp_path / "0.nii.gz").read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rsdmri.mri.reconstruct.write_reconstruction", killed)
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=0.001, nifti=True))
+    assert (tmp_path / "0.nii.gz").read_bytes() != wanted
+    reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=0.1, nifti=True))
+    assert (tmp_path / "0.nii.gz").read_bytes() == wanted
+    found = np.asarray(nibabel.load(tmp_path / "0.nii.gz").dataobj).transpose(2, 1, 0)[:, ::-1]
+    assert np.array_equal(found, images_of(tmp_path / "0.h5")[0])
+
+
+def test_maps_of_more_lines_than_are_kept_are_told(scans, tmp_path, capsys):
+    """Else a baseline that is tried out is better than the scan that it stands for."""
+    for acs, seen in ((2, "full"), (20, "acs")):
+        reconstruct_files([scans / "0.h5"], tmp_path / seen, config(scans, accel=2.0, acs=acs))
+        assert images_of(tmp_path / seen / "0.h5")[1]["maps"] == seen
+        assert ("more than the reconstruction has" in capsys.readouterr().err) == (seen == "full")
 
 
 def test_a_missing_package_is_said_before_the_work(scans, tmp_path, monkeypatch):

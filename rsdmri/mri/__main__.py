@@ -96,7 +96,6 @@ def _espirit(options: Espirit) -> None:
 
 
 def _reconstruct(options: Reconstruct) -> None:
-    _one_thread()
     from .reconstruct import reconstruct_files
 
     reconstruct_files(list(options.paths), options.out, options.options)

@@ -285,16 +285,16 @@ class MRI:
             "lam": default_lam(experiment.data.accel) if options["lam"] is None else options["lam"],
         }
 
-    def restorer(self, data: MRIObservations, experiment: MRIExperiment) -> Any:
+    def restorer(self, data: MRIObservations, experiment: MRIExperiment, device: torch.device) -> tuple[Any, dict[str, Any]]:
         options, lam = experiment.l1, self.restoration(experiment)["lam"]
         wavelet = Wavelet(options.wavelet, options.levels)
         if lam == "auto":
             bucket = next(iter(data.buckets.values()))
-            some = data.batch(bucket[:: -(-len(bucket) // CHOOSING)])
+            some = data.batch(bucket[:: -(-len(bucket) // CHOOSING)]).to(device)
             assert isinstance(some.operator, MultiCoilMRI)
             lam = choose_lam(some.operator, some.y, wavelet, options.iterations)
             print(f"restore: l1.lam auto is {lam:g}", file=sys.stderr)
-        return partial(restored, lam=lam, wavelet=wavelet, iterations=options.iterations)
+        return partial(restored, lam=lam, wavelet=wavelet, iterations=options.iterations, device=device), {"lam": lam}
 
     def values(self, law: Law) -> dict[str, Any]:
         assert isinstance(law, MRILaw)
@@ -306,8 +306,11 @@ class MRI:
         return (magnitude * 255).round() / 255
 
 
-def restored(obs: Observation, samples: Sequence[int], *, lam: float, wavelet: Wavelet, iterations: int) -> Image:
+def restored(
+    obs: Observation, samples: Sequence[int], *, lam: float, wavelet: Wavelet, iterations: int, device: torch.device
+) -> Image:
     """Slices by L1-wavelet, zero where there are no maps."""
+    obs = obs.to(device)
     assert isinstance(obs.operator, MultiCoilMRI)
     return l1_wavelet(obs.operator, obs.y, lam, wavelet, iterations) * obs.operator.support()
 

@@ -3,10 +3,12 @@
 What is done is skipped, by the content of the scan and the parameters.
 """
 
+import gzip
 import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,6 +40,7 @@ from .wavelets import Wavelet
 FREE = ("workers", "shard", "maps", "nifti", "dicom")
 OF_MASKS = ("acs", "mask", "seed")  # without --accel they change nothing, either
 ITERATIONS = {"torch": 50, "sigpy": 100}
+MADE_BY = b"rsdmri"  # in the header of every NIfTI and DICOM that is written here
 
 
 def reconstruct_files(paths: Sequence[Path], out: Path, config: ReconstructConfig) -> None:
@@ -51,6 +54,8 @@ def reconstruct_files(paths: Sequence[Path], out: Path, config: ReconstructConfi
     for package in [*(["nibabel"] if config.nifti else []), *(["pydicom"] if config.dicom else [])]:
         needed(package, out)
     mine = shard(files, config.shard or default_shard(os.environ))
+    for file in mine:
+        _require_free(file, out, config)
     try:
         outcomes = run_files(
             partial(reconstruct_file, out=out, config=config),
@@ -85,18 +90,29 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
     acceleration = _acceleration(scan, mask)
     depends_on = _depends_on(path, config)
     found = {"lam": lam, "residual": residual, "acceleration": acceleration, "nifti": config.nifti, "dicom": config.dicom}
+    _remove(path, out)  # an earlier reconstruction: never two of different options side by side
     nifti, dicom = _others(path, out)
-    nifti.unlink(missing_ok=True)  # of an earlier reconstruction
-    _remove_dicom(dicom)
     if config.nifti:
         write_nifti(nifti, volume, voxel)
     if config.dicom:
         made = f"{config.method}, R = {acceleration:.3g}, lambda {lam:g}"
         _write_dicom(dicom, volume, voxel, made, json.dumps(depends_on))
-    write_reconstruction(_place(path, out), volume, depends_on | found)  # last: what is there is complete
-    empty = int((~maps.valid).sum())
-    notes = (*scan.notes, *([f"{empty} slices without signal are zero"] if empty else []))
-    return Outcome(f"{path.stem}  R {acceleration:.3g}", notes)
+    seen = _lines_of_maps(scan, maps, config)
+    write_reconstruction(_place(path, out), volume, depends_on | found | {"maps": seen})  # last: what is there is complete
+    notes = [*scan.notes]
+    if seen == "full":
+        notes.append(
+            f"its maps are of {maps.calib} lines, more than the reconstruction has: better maps than such a scan would give"
+        )
+    if not maps.valid.all():
+        notes.append(f"{int((~maps.valid).sum())} slices without signal are zero")
+    return Outcome(f"{path.stem}  R {acceleration:.3g}", tuple(notes))
+
+
+def _lines_of_maps(scan: KSpace, maps: Maps, config: ReconstructConfig) -> str:
+    """``full``: the maps were estimated from lines that an acceleration which is tried out leaves away; else ``acs`` (method.md)."""
+    tried = config.accel is not None and maps.calib > kept_acs(scan.kspace.shape[-1], config.acs)
+    return "full" if tried else "acs" if maps.calib else "ones"
 
 
 def _images(scan: KSpace, maps: Maps, mask: Tensor, config: ReconstructConfig) -> tuple[Tensor, float, float]:
@@ -163,28 +179,45 @@ def _others(path: Path, out: Path) -> tuple[Path, Path]:
     return out / f"{path.stem}.nii.gz", out / f"{path.stem}.dicom"
 
 
+def _require_free(path: Path, out: Path, config: ReconstructConfig) -> None:
+    """Raises a :class:`UserError` if something that is no earlier reconstruction lies where the images of a scan would go."""
+    nifti, dicom = _others(path, out)
+    places = [(True, _place(path, out)), (config.nifti, nifti), (config.dicom, dicom)]
+    for place in (place for asked, place in places if asked and place.exists() and not _is_ours(place)):
+        raise UserError(f"{place}: not of an earlier reconstruction, and it would be replaced. Move it, or choose another --out.")
+
+
+def _remove(path: Path, out: Path) -> None:
+    """An earlier reconstruction, in every form that it has; what is none stays."""
+    place, (nifti, dicom) = _place(path, out), _others(path, out)
+    for file in (place, nifti):  # the first one first: a NIfTI without it is of a run that was stopped
+        if file.exists() and _is_ours(file):
+            file.unlink()
+    if dicom.exists() and _is_ours(dicom):
+        shutil.rmtree(dicom)
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether a file or folder is of an earlier reconstruction, as it says itself."""
+    if place.is_dir():
+        files = list(place.iterdir())
+        return all(file.suffix == ".dcm" and file.stem.isdecimal() and MADE_BY in file.read_bytes()[:4096] for file in files)
+    try:
+        if place.suffix == ".gz":
+            with gzip.open(place) as stream:
+                return MADE_BY in stream.read(348)  # the header of NIfTI
+        with h5py.File(place, "r") as file:
+            return "asked_method" in file.attrs
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
 def _write_dicom(folder: Path, volume: Any, voxel: Voxel | None, made: str, source: str) -> None:
     """A folder that appears whole."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     write_dicom(unfinished, volume, voxel, made, source)
     unfinished.rename(folder)
-
-
-def _remove_dicom(folder: Path) -> None:
-    """The folder of an earlier reconstruction; a :class:`UserError` if anything else is in it."""
-    if not folder.exists():
-        return
-    other = (
-        [path for path in folder.iterdir() if not (path.suffix == ".dcm" and path.stem.isdecimal())]
-        if folder.is_dir()
-        else [folder]
-    )
-    if other:
-        raise UserError(
-            f"{other[0]}: not of an earlier reconstruction, and {folder} is replaced. Move it, or choose another --out."
-        )
-    shutil.rmtree(folder)
 
 
 def is_done(path: Path, out: Path, config: ReconstructConfig) -> bool:
