@@ -195,15 +195,13 @@ def restore_command(kind: type[Experiment], domain: Callable[[], "Domain"]) -> C
     """The verb of applications that make images of observations without a learned prior."""
 
     def restore(o: Any) -> None:
-        if o.out is not None:
-            raise UsageError(
-                "restore writes where pretrain looks for it, in RUNS/NAME/restore: choose the place with --runs and --name"
-            )
         _say(_baselines().restore(o.experiment, domain()))
 
+    hidden = ("out", Annotated[Path | None, tyro.conf.Suppress], dataclasses.field(default=None))
     return Command(
-        "A rival: reconstruct the prepared data, for a teacher of the results (L1-EDM).",
-        _on_experiment(kind),
+        "A rival: reconstruct the prepared data, for a teacher of the results (L1-EDM). They go to RUNS/NAME/restore, where pretrain looks"
+        " for them.",
+        dataclasses.make_dataclass("Options", [hidden], bases=(_on_experiment(kind),), frozen=True, kw_only=True),
         restore,
         "--config mri/l1_r4",
         "restore",
