@@ -199,7 +199,7 @@ def restore_command(kind: type[Experiment], domain: Callable[[], "Domain"]) -> C
 
     hidden = ("out", Annotated[Path | None, tyro.conf.Suppress], dataclasses.field(default=None))
     return Command(
-        "A rival: reconstruct the prepared data, for a teacher of the results (L1-EDM). They go to RUNS/NAME/restore, where pretrain looks"
+        "A rival: reconstruct the prepared data, for a teacher of the results (L1-EDM).\n\nThey go to RUNS/NAME/restore, where pretrain looks"
         " for them.",
         dataclasses.make_dataclass("Options", [hidden], bases=(_on_experiment(kind),), frozen=True, kw_only=True),
         restore,
