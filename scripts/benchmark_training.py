@@ -4,7 +4,8 @@
     python scripts/benchmark_training.py --config natural/ffhq_noise_02 --levers fp32 bf16 bf16,channels_last bf16,compile
 
 Random data and fresh weights: how long a step takes does not depend on them. The floor of a stage is the time of the forward and backward
-passes of its networks on inputs of the same shapes, measured in the same process; its share is the floor over the stage. FLOPs are
+passes of its networks on inputs of the same shapes, measured in turns with it; its share is the floor over the stage. What else a
+teacher's step does stands in rows of its own. FLOPs are
 counted, and set beside the rate of a large matrix product on the same device in the same precision. --levers measures several ways of
 computing one after the other, each alone or joined by commas. Writes JSON with --json.
 
@@ -17,6 +18,7 @@ import dataclasses
 import itertools
 import json
 import re
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +45,7 @@ from rsdmri.sampling import SAMPLERS, levels
 from rsdmri.settings import load_experiment
 from rsdmri.steps import DistillStep, PretrainStep
 from rsdmri.teachers import copied
-from rsdmri.tensors import make_generator, randn
+from rsdmri.tensors import make_generator, randn, squared
 from rsdmri.training import Average, descend
 from rsdmri_natural.config import NaturalExperiment
 from rsdmri_natural.domain import law_of
@@ -89,17 +91,18 @@ def random_law(size: Size, coils: int, accel: float, acs: int) -> MRILaw:
     return MRILaw({size: Bank(maps, torch.zeros(DRAWS), acs=acs, slices=DRAWS)}, accel=accel, display_max=1.0)
 
 
-def timed(function: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Seconds of one call: the median of some, after a first one that pays for set-up."""
-    function()
-    seconds = []
-    for _ in range(repeats):
-        _wait(device)
-        began = time.perf_counter()
-        function()
-        _wait(device)
-        seconds.append(time.perf_counter() - began)
-    return sorted(seconds)[len(seconds) // 2]
+def timed(functions: Sequence[Callable[[], Any]], device: torch.device, repeats: int) -> list[float]:
+    """Seconds of one call of each: the median of some, taken in turns, because a machine grows faster or slower on the way."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    for repeat in range(repeats + 1):
+        for function, found in zip(functions, seconds, strict=True):
+            _wait(device)
+            began = time.perf_counter()
+            function()
+            _wait(device)
+            if repeat > 0:  # the first one pays for set-up
+                found.append(time.perf_counter() - began)
+    return [statistics.median(found) for found in seconds]
 
 
 def reset_peak(device: torch.device) -> None:
@@ -127,7 +130,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOPs a second of a product of large matrices."""
     side = PRODUCT[device.type]
     a = torch.randn(side, side, dtype=torch.float32, device=device).to(dtype)
-    return 2 * side**3 / timed(lambda: a @ a, device, 5)
+    return 2 * side**3 / timed([lambda: a @ a], device, 5)[0]
 
 
 class Networks:
@@ -194,11 +197,6 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
     average = Average(denoiser, 1e5, 0.05)
     alone = Networks(arrange(copied(denoiser, None)), size, batch, device)
 
-    def passes() -> list[float]:
-        return [timed(f, device, repeats) for f in (alone.sample, alone.train, alone.through)]
-
-    before = passes()
-
     def fake() -> None:
         f_psi.requires_grad_(True).train()
         descend(distill.adam_fake, distill._fake_loss, generators, 1.0, "gradient")
@@ -222,30 +220,38 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
     def teacher_images() -> None:
         SAMPLERS["heun"](lambda x, sigma: f_phi.denoise(x, sigma, thinned), noise, sigmas, 0.0)
 
-    stages: Mapping[str, Callable[[], Any]] = {
-        "data": lambda: data.batch(range(batch)).to(device),
-        "teacher step": lambda: pretrain(next(seen), generators),
-        "fake step": fake,
-        "generator step": generator,
-        "average of weights": lambda: average.update(denoiser, 1000, batch),
-        "teacher's images": teacher_images,
-        "generator's images": lambda: generated(noise.to(dtype)),
+    obs = data.batch(range(batch)).to(device)
+    sigma = objective.levels(obs.noise_std, generators[0])
+    perturbed = objective.perturb(obs, sigma, generators[0])
+    x = torch.zeros_like(perturbed.x_t).requires_grad_(True)
+
+    def measured_again() -> None:
+        torch.autograd.grad(squared(obs.operator.gram(x)).sum(), x)
+
+    # Each with the passes of the networks that it cannot do without.
+    stages: Mapping[str, tuple[Callable[[], Any], Sequence[Callable[[], Any]]]] = {
+        "data": (lambda: data.batch(range(batch)).to(device), ()),
+        "teacher step": (lambda: pretrain(next(seen), generators), [alone.train]),
+        "- perturbation": (lambda: objective.perturb(obs, sigma, generators[0]), ()),
+        "- target": (lambda: objective.target(perturbed, obs), ()),
+        "- A^H A and back": (measured_again, ()),
+        "- Adam": (lambda: pretrain.optimizer.step(), ()),
+        "- clipping": (lambda: torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0), ()),
+        "fake step": (fake, [alone.sample, alone.train]),
+        "generator step": (generator, [alone.train, alone.through, alone.through]),
+        "average of weights": (lambda: average.update(denoiser, 1000, batch), ()),
+        "teacher's images": (teacher_images, calls * [alone.sample]),
+        "generator's images": (lambda: generated(noise.to(dtype)), [alone.sample]),
     }
-    measured = {}
-    for name, function in stages.items():
+    rows = {}
+    for name, (function, passes) in stages.items():
         reset_peak(device)
-        measured[name] = timed(function, device, repeats), peak(device)
-        print(f"  {name}: {batch / measured[name][0]:.3g} images/s", file=sys.stderr, flush=True)
-    # Before and after, because a machine grows faster or slower on the way.
-    forward, train, through = (min(both) for both in zip(before, passes(), strict=True))
-    floors = {
-        "teacher step": train,
-        "fake step": forward + train,
-        "generator step": train + 2 * through,
-        "teacher's images": calls * forward,
-        "generator's images": forward,
-    }
-    rows = {name: _row(seconds, floors.get(name, 0.0), batch, memory) for name, (seconds, memory) in measured.items()}
+        function()
+        memory = peak(device)
+        seconds, *floors = timed([function, *passes], device, repeats)
+        rows[name] = _row(seconds, sum(floors), batch, memory)
+        print(f"  {name}: {batch / seconds:.3g} images/s", file=sys.stderr, flush=True)
+    (train,) = timed([alone.train], device, repeats)
     flops = Networks(copied(denoiser, None), size, 1, device).flops()  # a copy, which is never compiled
     rate = matrix_rate(device, torch.bfloat16 if denoiser.bf16 else torch.float32)
     return {
