@@ -1,4 +1,4 @@
-# Every target is one call of scripts/dev.py, which sets itself up; on Windows type that line instead.
+# Every target is one call of scripts/dev.py, which sets itself up; without make, type that line instead.
 PYTHON ?= python3
 ARGS ?=
 

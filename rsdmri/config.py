@@ -59,7 +59,7 @@ class NetworkConfig:
     attention: tuple[int, ...] = ()
     """Resolutions (in rows) whose levels use self-attention."""
     dropout: float = 0.0
-    """Dropout inside the residual blocks."""
+    """song: dropout inside the residual blocks."""
     gated: bool = False
     """song: every convolution is multiplied by a gate, as in the published Ambient Diffusion models; doubles the weights."""
     augment: int = 0

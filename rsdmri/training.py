@@ -109,7 +109,7 @@ def train(
 
     Raises:
         Interrupted: a signal asked it to stop; everything is saved, at the next line of the log.
-        UserError: the training has gone wrong (:func:`gone_wrong`).
+        UserError: the training has gone wrong (:func:`rsdmri.logs.gone_wrong`).
     """
     average = Average(step.model, options.ema, options.ema_ramp)
     parts = parts_of(options.batch, options.parts)

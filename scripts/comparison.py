@@ -1,6 +1,6 @@
 """A fair comparison of one experiment: observations, its best teacher, a longer teacher, and the generator.
 
-Shared by reproduce_small.py and ablations.py. Fair means: the teacher is the best of the averages of its training by the true metric (swd
+Shared by the scripts of small comparisons. Fair means: the teacher is the best of the averages of its training by the true metric (swd
 against clean references), from a training longer than phase II; ``teacher+`` is the best of all averages of a training that had the
 time of both phases; :func:`remarks` tells where the clock says otherwise. Their learning rate stays, so that every average is a
 candidate; RSD is the last average of its training, not the best, at a rate that falls. What is done is read, not repeated; what was stopped

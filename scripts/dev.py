@@ -60,8 +60,8 @@ def environment() -> Path:
 
 
 def python_of(venv: Path) -> Path:
-    """The interpreter of an environment, on Windows too."""
-    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    """The interpreter of an environment."""
+    return venv / "bin/python"
 
 
 def pin(package: str) -> str:

@@ -3,8 +3,8 @@
     python scripts/reproduce_small.py --images FACES.npz [--rows blur mri_r4] [--seeds 0 1 2]
     python scripts/reproduce_small.py --table
 
-Photographs are 16 x 16, drawn heads 32 x 32 with eight coils. Each (row, seed) takes at most 20 minutes and goes on where it was stopped;
-what is done is read. ``--table`` prints what there is. What is fair is said in comparison.py.
+Photographs are 16 x 16, drawn heads 32 x 32 with eight coils. Each (row, seed) takes 15 to 60 minutes of one thread and
+goes on where it was stopped; what is done is read. ``--table`` prints what there is. What is fair is said in comparison.py.
 """
 
 import argparse

@@ -175,7 +175,7 @@ def test_split_weights_are_whole_ones(scans, one, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_model_gives_the_same_file_to_any_number_of_processes(scans, one, tmp_path):
+def test_the_same_model_gives_the_same_images_to_any_number_of_processes(scans, one, tmp_path):
     model = one / "x/distill"
     for run, name in ((model, "generator"), (one / "x/pretrain", "teacher")):
         words = line(scans, "sample", one)

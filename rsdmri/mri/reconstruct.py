@@ -110,7 +110,7 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
 
 
 def _lines_of_maps(scan: KSpace, maps: Maps, config: ReconstructConfig) -> str:
-    """``full``: the maps were estimated from lines that an acceleration which is tried out leaves away; else ``acs`` (method.md)."""
+    """``full``: the maps were estimated from lines that an acceleration which is tried out leaves away; else ``acs`` (docs/data.md)."""
     tried = config.accel is not None and maps.calib > kept_acs(scan.kspace.shape[-1], config.acs)
     return "full" if tried else "acs" if maps.calib else "ones"
 

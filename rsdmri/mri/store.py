@@ -5,7 +5,7 @@ observations.h5   one group per number of coils and matrix, such as ``coils_15_6
                   (it is only an upper bound), ``name``;
                   its attributes ``acs``, and ``own_masks`` where not all masks were drawn by the common rule
 references.h5     one group per matrix, such as ``640x368``: ``images`` (N, H, W) complex and ``name``, in the same scale, which comes
-                  of so many ``acs`` lines (an attribute); only ``evaluate`` opens it, and ``em`` that of other data
+                  of so many ``acs`` lines (an attribute); only ``rsdmri.evaluation`` opens it, and ``em`` that of other data
 """
 
 import json
