@@ -37,7 +37,7 @@ def restore(experiment: Experiment, domain: Domain) -> Path:
     data = domain.observations(observations_path(experiment), experiment)
     path, of = restored_path(experiment), restored_of(experiment, domain)
     with claimed(path.parent):
-        if is_made(path, of):
+        if is_made(path, of) and path.with_suffix(".json").exists():
             print(f"restore: {path} is there", file=sys.stderr)
         else:
             restorer, chosen = domain.restorer(data, experiment, device_of(experiment))

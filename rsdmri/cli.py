@@ -24,6 +24,7 @@ from .launch import place_of
 from .settings import load_experiment, named_configs, validate
 
 HELP_WIDTH = 80
+(SUPPRESSED,) = typing.get_args(tyro.conf.Suppress[int])[1:]  # the mark of a field that has no flag
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,8 @@ def _flags(options: type[Any], prefix: str = "--") -> Iterator[str]:
     for f in dataclasses.fields(options):
         kind, *marks = typing.get_args(hints[f.name]) if typing.get_origin(hints[f.name]) is Annotated else (hints[f.name],)
         name = f.name.replace("_", "-")
+        if SUPPRESSED in marks:  # not offered, so not suggested
+            continue
         if dataclasses.is_dataclass(kind):
             hidden = any(getattr(mark, "name", None) == "" for mark in marks)
             yield from _flags(typing.cast(type[Any], kind), prefix if hidden else f"{prefix}{name}.")

@@ -38,22 +38,25 @@ def consistency_loss(
     lower = noise.log_normal_above(lowest, config.mean, config.std, generator, highest=sigma)
     penalty = torch.zeros_like(sigma)
     places, share = _asked(len(sigma), config.consistency_samples, generator)
-    if places:  # a part may have none
-        ends = _reverse(denoiser, x_t, sigma, lower, places, config.consistency_steps, generator)
-        at, below = sigma[places], lower[places]
-        # In one call: few images at a time leave a processor idle.
-        f, first, second = denoiser(torch.cat([x_t[places], *ends]), torch.cat([at, below, below])).split(len(places))
-        penalty[places] = inner(first - f, second - f) / share
+    ends = _reverse(denoiser, x_t, sigma, lower, places, config.consistency_steps, generator)
+    at, below = sigma[places], lower[places]
+    # In one call: few images at a time leave a processor idle.
+    f, first, second = denoiser(torch.cat([x_t[places], *ends]), torch.cat([at, below, below])).split(len(places))
+    penalty[places] = share * inner(first - f, second - f)
     return penalty
 
 
 def _asked(n: int, samples: int, generator: torch.Generator) -> tuple[list[int], float]:
-    """Which of the n images that a generator draws for are asked, as even as it goes over the whole batch; and the part that these are."""
+    """Which of the n images that a generator draws for are asked, as even as it goes over the whole batch; and what each then counts.
+
+    A part that has none asks one that counts nothing: processes that split the weights of a network have to call it together.
+    """
     number, count = (generator.number, generator.count) if isinstance(generator, PartGenerator) else (0, 1)
     batch = n * count
     samples = min(samples, batch)
     first = number * n
-    return [i for i in range(n) if (first + i + 1) * samples // batch > (first + i) * samples // batch], samples / batch
+    places = [i for i in range(n) if (first + i + 1) * samples // batch > (first + i) * samples // batch]
+    return (places, batch / samples) if places else ([0], 0.0)
 
 
 @torch.no_grad()

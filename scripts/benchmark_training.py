@@ -220,23 +220,10 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
     def teacher_images() -> None:
         SAMPLERS["heun"](lambda x, sigma: f_phi.denoise(x, sigma, thinned), noise, sigmas, 0.0)
 
-    obs = data.batch(range(batch)).to(device)
-    sigma = objective.levels(obs.noise_std, generators[0])
-    perturbed = objective.perturb(obs, sigma, generators[0])
-    x = torch.zeros_like(perturbed.x_t).requires_grad_(True)
-
-    def measured_again() -> None:
-        torch.autograd.grad(squared(obs.operator.gram(x)).sum(), x)
-
     # Each with the passes of the networks that it cannot do without.
     stages: Mapping[str, tuple[Callable[[], Any], Sequence[Callable[[], Any]]]] = {
         "data": (lambda: data.batch(range(batch)).to(device), ()),
         "teacher step": (lambda: pretrain(next(seen), generators), [alone.train]),
-        "- perturbation": (lambda: objective.perturb(obs, sigma, generators[0]), ()),
-        "- target": (lambda: objective.target(perturbed, obs), ()),
-        "- A^H A and back": (measured_again, ()),
-        "- Adam": (lambda: pretrain.optimizer.step(), ()),
-        "- clipping": (lambda: torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0), ()),
         "fake step": (fake, [alone.sample, alone.train]),
         "generator step": (generator, [alone.train, alone.through, alone.through]),
         "average of weights": (lambda: average.update(denoiser, 1000, batch), ()),
@@ -251,6 +238,9 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
         seconds, *floors = timed([function, *passes], device, repeats)
         rows[name] = _row(seconds, sum(floors), batch, memory)
         print(f"  {name}: {batch / seconds:.3g} images/s", file=sys.stderr, flush=True)
+    # Last, because they keep a batch.
+    for name, function in _beside_the_network(pretrain, data.batch(range(batch)).to(device), generators[0]).items():
+        rows[name] = _row(timed([function], device, repeats)[0], 0.0, batch, 0)
     (train,) = timed([alone.train], device, repeats)
     flops = Networks(copied(denoiser, None), size, 1, device).flops()  # a copy, which is never compiled
     rate = matrix_rate(device, torch.bfloat16 if denoiser.bf16 else torch.float32)
@@ -267,6 +257,21 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
         "training_pass_share_of_the_matrix_rate": 3 * flops * batch / train / rate,
         "peak_memory_bytes": max(row["peak_memory_bytes"] or 0 for row in rows.values()),
         "stages": rows,
+    }
+
+
+def _beside_the_network(step: PretrainStep, obs: Observation, generator: torch.Generator) -> Mapping[str, Callable[[], Any]]:
+    """What else a teacher's step does."""
+    objective, network = step.objective, step.model
+    sigma = objective.levels(obs.noise_std, generator)
+    perturbed = objective.perturb(obs, sigma, generator)
+    x = torch.zeros_like(perturbed.x_t).requires_grad_(True)
+    return {
+        "(teacher: perturbation)": lambda: objective.perturb(obs, sigma, generator),
+        "(teacher: target)": lambda: objective.target(perturbed, obs),
+        "(teacher: A^H A and back)": lambda: torch.autograd.grad(squared(obs.operator.gram(x)).sum(), x),
+        "(teacher: Adam)": step.optimizer.step,
+        "(teacher: clipping)": lambda: torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0),
     }
 
 
@@ -296,7 +301,7 @@ def table(found: Mapping[str, Any]) -> str:
     for name, row in found["stages"].items():
         floor = "-" if row["floor_seconds"] is None else f"{1e3 * row['floor_seconds']:.1f}"
         share = "-" if row["share"] is None else f"{100 * row['share']:.0f} %"
-        memory = f"{row['peak_memory_bytes'] / 2**30:.2f}"
+        memory = f"{row['peak_memory_bytes'] / 2**30:.2f}" if row["peak_memory_bytes"] else "-"
         lines.append(f"| {name} | {1e3 * row['seconds']:.1f} | {row['images_a_second']:.3g} | {floor} | {share} | {memory} |")
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ import torch
 
 from rsdmri.baselines import draw_posterior
 from rsdmri.config import EMConfig, Experiment, ObjectiveConfig, SampleConfig
-from rsdmri.consistency import consistency_loss
+from rsdmri.consistency import _asked, consistency_loss
 from rsdmri.denoiser import Denoiser
 from rsdmri.mri.masks import draw_columns
 from rsdmri.mri.operators import MultiCoilMRI
@@ -134,18 +134,22 @@ def test_draws_are_of_the_posterior():
     assert chain[0] > 1.5 * chain[1] > 2.2 * chain[2] > 0
 
 
-def test_dps_is_the_step_of_its_formula():
-    prior, obs, x, generator = world("inpainting")
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("noise_std", [0.05, 0.5])
+def test_dps_is_the_step_of_its_formula(name, noise_std):
+    """As long as it says, and as what is left beyond the noise, if that is less: at the larger noise often nothing."""
+    prior, obs, x, generator = world(name, noise_std)
     sigma = torch.tensor([0.5])
     x_t = (x + 0.5 * randn(x.shape, x.dtype, generator)).requires_grad_(True)
     f = prior(x_t, sigma)
-    norm = (obs.y - obs.operator.forward(f)).square().sum().sqrt()
+    norm = to_channels(obs.y - obs.operator.forward(f)).square().sum().sqrt()
     (gradient,) = torch.autograd.grad(norm, x_t)
-    step = 0.2 * prior.sigma_data * (SIZE[0] * SIZE[1]) ** 0.5
-    noise = 0.1 * float(obs.operator.mask.sum()) ** 0.5
-    assert float(norm.detach()) - noise > step  # a step is never longer than what is left beyond the noise
+    seen = to_channels(obs.operator.restrict(obs.y)).count_nonzero()
+    beyond = max(float(norm.detach()) - noise_std * float(seen) ** 0.5, 0.0)
+    step = min(0.2 * prior.sigma_data * len(prior.mean) ** 0.5, beyond)
     expected = f - step * (0.5**2 + prior.sigma_data**2) / prior.sigma_data**2 * gradient
-    assert torch.allclose(dps(prior, obs, 0.2)(x_t.detach(), sigma), expected.detach(), atol=1e-10)
+    found = dps(prior, obs, 0.2)(x_t.detach(), sigma)
+    assert torch.allclose(found, expected.detach() * obs.operator.support() if name == "mri" else expected.detach(), atol=1e-10)
 
 
 def test_dps_does_not_couple_the_images_of_a_batch():
@@ -223,7 +227,16 @@ def test_consistency_takes_no_gradient_through_the_chain(monkeypatch):
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["noise", "inpainting", "blur", "mri"])
+@pytest.mark.parametrize(("samples", "parts"), [(1, 4), (5, 3), (12, 2), (40, 1)])
+def test_every_part_asks_and_together_they_ask_as_many_as_they_should(samples, parts):
+    """Processes that split a network have to call it together: what is asked too much counts nothing."""
+    asked = [_asked(12 // parts, samples, make_generator(0, part=(number, parts))) for number in range(parts)]
+    assert all(places for places, _ in asked)
+    assert sum(weight * len(places) for places, weight in asked) == pytest.approx(12)
+    assert sum(len(places) for places, weight in asked if weight) == min(samples, 12)
+
+
+@pytest.mark.parametrize("name", ["noise", "inpainting"])  # the others do not come so near in a few levels
 @pytest.mark.parametrize("noise_std", [0.1, 0.3])
 def test_dps_leaves_the_noise(name, noise_std):
     """What a draw does not explain is as large as the noise, whose level it knows; else it would be the noisy image itself."""

@@ -1,5 +1,7 @@
 """L1-wavelet and SENSE: as mathematics, against sigpy, and as a command on files."""
 
+import errno
+import os
 import shutil
 import sys
 
@@ -10,7 +12,8 @@ import torch
 from commands import run_command
 
 from rsdmri.errors import UserError
-from rsdmri.mri import phantoms
+from rsdmri.files import atomic
+from rsdmri.mri import phantoms, volume_files
 from rsdmri.mri.__main__ import APPLICATION
 from rsdmri.mri.coils import espirit
 from rsdmri.mri.config import EspiritConfig, ReconstructConfig, SimulateConfig
@@ -324,46 +327,108 @@ def test_a_folder_of_something_else_is_left_alone(scans, tmp_path):
 
 @pytest.mark.parametrize("name", ["0.h5", "0.nii.gz"])
 def test_a_file_of_something_else_is_left_alone(name, scans, tmp_path):
-    """A scan or a segmentation that has the name of what would be written."""
+    """A scan or a segmentation that has the name of what would be written; the other scans are reconstructed."""
     pytest.importorskip("nibabel")
     precious = (scans / "0.h5").read_bytes()
     (tmp_path / name).write_bytes(precious)
-    with pytest.raises(UserError, match=f"{name}: not of an earlier reconstruction, and it would be replaced"):
+    with pytest.raises(UserError, match=f"(?s)1 of 3 files failed.*{name}: not of an earlier reconstruction, and it would be"):
         reconstruct_files([scans], tmp_path, config(scans, nifti=True))
-    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == precious
+    assert (tmp_path / name).read_bytes() == precious and (tmp_path / "1.h5").exists() and (tmp_path / "2.nii.gz").exists()
 
 
-def test_what_is_not_asked_for_and_not_ours_stays(scans, tmp_path):
-    (tmp_path / "0.nii.gz").write_bytes(b"a segmentation")
+@pytest.mark.parametrize("way", ["broken", "folder", "link"])
+def test_what_is_no_file_of_ours_is_one_failure(way, scans, tmp_path):
+    place = tmp_path / "0.h5"
+    if way == "broken":
+        place.write_bytes(b"half")
+    elif way == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to(scans / "0.h5")
+    with pytest.raises(UserError, match=r"(?s)1 of 3 files failed.*0\.h5: (there, and cannot be read|not of an earlier)"):
+        reconstruct_files([scans], tmp_path, config(scans))
+    assert place.exists() and (tmp_path / "1.h5").exists()
+
+
+def test_what_the_volume_does_not_know_of_stays(scans, tmp_path):
+    """A segmentation saved with the header of our image says our name."""
+    nibabel = pytest.importorskip("nibabel")
+    reconstruct_files([scans / "0.h5"], tmp_path / "other", config(scans, nifti=True))
+    image = nibabel.load(tmp_path / "other" / "0.nii.gz")
+    inside = (np.asarray(image.dataobj) > 0.1).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(inside, None, image.header), tmp_path / "0.nii.gz")
+    before = (tmp_path / "0.nii.gz").read_bytes()
     for lam in (0.1, 0.01):
         reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=lam))
-    assert (tmp_path / "0.nii.gz").read_bytes() == b"a segmentation"
+    assert (tmp_path / "0.nii.gz").read_bytes() == before
 
 
-def test_a_run_that_was_stopped_leaves_no_two_reconstructions_side_by_side(scans, tmp_path, monkeypatch):
-    """Killed when the picture is there and its volume is not yet: the next run does not take the old volume for done."""
+def test_another_form_of_the_same_images_costs_no_reconstruction(scans, tmp_path, monkeypatch):
+    pytest.importorskip("nibabel")
+    pytest.importorskip("pydicom")
+    reconstruct_files([scans / "0.h5"], tmp_path, config(scans, nifti=True))
+    before = (tmp_path / "0.nii.gz").read_bytes(), images_of(tmp_path / "0.h5")[0]
+    monkeypatch.setattr("rsdmri.mri.reconstruct._images", None)
+    reconstruct_files([scans / "0.h5"], tmp_path, config(scans, dicom=True))
+    reconstruct_files([scans / "0.h5"], tmp_path, config(scans, nifti=True, dicom=True))
+    assert (tmp_path / "0.nii.gz").read_bytes() == before[0] and np.array_equal(images_of(tmp_path / "0.h5")[0], before[1])
+    assert len(list((tmp_path / "0.dicom").iterdir())) == len(before[1])
+
+
+@pytest.mark.parametrize("at", ["write_nifti", "write_reconstruction"])
+def test_a_run_that_was_stopped_leaves_no_two_reconstructions_side_by_side(at, scans, tmp_path, monkeypatch):
+    """Killed before the picture is written, or between it and the record: the next run does not take what is there for done."""
     nibabel = pytest.importorskip("nibabel")
     reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=0.1, nifti=True))
     wanted = (tmp_path / "0.nii.gz").read_bytes()
+    calls, function = [], getattr(volume_files, at)
 
-    def killed(*_):
-        raise KeyboardInterrupt
+    def killed(*arguments):
+        calls.append(at)
+        if at == "write_nifti" or len(calls) == 2:
+            raise KeyboardInterrupt
+        function(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr("rsdmri.mri.reconstruct.write_reconstruction", killed)
+        patched.setattr(volume_files, at, killed)
         with pytest.raises(KeyboardInterrupt):
             reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=0.001, nifti=True))
-    assert (tmp_path / "0.nii.gz").read_bytes() != wanted
-    reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=0.1, nifti=True))
+    assert images_of(tmp_path / "0.h5")[1]["asked_lam"] == 0.001  # the volume is there, and says that its picture may not be
+    for lam in (0.001, 0.1):
+        reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=lam, nifti=True))
+        found = np.asarray(nibabel.load(tmp_path / "0.nii.gz").dataobj).transpose(2, 1, 0)[:, ::-1]
+        assert np.array_equal(found, images_of(tmp_path / "0.h5")[0])
     assert (tmp_path / "0.nii.gz").read_bytes() == wanted
-    found = np.asarray(nibabel.load(tmp_path / "0.nii.gz").dataobj).transpose(2, 1, 0)[:, ::-1]
-    assert np.array_equal(found, images_of(tmp_path / "0.h5")[0])
+
+
+def test_what_cannot_be_written_loses_nothing(scans, tmp_path, monkeypatch):
+    pytest.importorskip("nibabel")
+    reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=0.1, nifti=True))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path, *_):
+        with atomic(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(volume_files, "write_reconstruction", full)
+    with pytest.raises(UserError, match="No space left"):
+        reconstruct_files([scans / "0.h5"], tmp_path, config(scans, lam=0.001, nifti=True))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_another_scan_of_the_same_name_is_told(scans, tmp_path, capsys):
+    (tmp_path / "scans").mkdir()
+    shutil.copy(scans / "1.h5", tmp_path / "scans" / "0.h5")
+    estimate_files([tmp_path / "scans"], tmp_path / "maps", EspiritConfig(workers=1, calib=8))
+    reconstruct_files([scans / "0.h5"], tmp_path / "out", config(scans))
+    reconstruct_files([tmp_path / "scans"], tmp_path / "out", config(scans, maps=tmp_path / "maps"))
+    assert "replaced the images of another file of this name" in capsys.readouterr().err
 
 
 def test_maps_of_more_lines_than_are_kept_are_told(scans, tmp_path, capsys):
     """Else a baseline that is tried out is better than the scan that it stands for."""
-    for acs, seen in ((2, "full"), (20, "acs")):
-        reconstruct_files([scans / "0.h5"], tmp_path / seen, config(scans, accel=2.0, acs=acs))
+    for accel, acs, seen in ((2.0, 2, "full"), (2.0, 20, "acs"), (1.0, 2, "acs")):
+        reconstruct_files([scans / "0.h5"], tmp_path / seen, config(scans, accel=accel, acs=acs))
         assert images_of(tmp_path / seen / "0.h5")[1]["maps"] == seen
         assert ("more than the reconstruction has" in capsys.readouterr().err) == (seen == "full")
 

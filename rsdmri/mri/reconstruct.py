@@ -3,18 +3,14 @@
 What is done is skipped, by the content of the scan and the parameters.
 """
 
-import gzip
 import json
 import os
-import shutil
 import sys
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 import torch
 from torch import Tensor
 
@@ -26,21 +22,21 @@ from ..metrics.pixel import consistency
 from ..observations import Observation
 from ..tensors import squared
 from .config import MRIData, MRIExperiment, ReconstructConfig
-from .export import Voxel, needed, write_dicom, write_nifti, write_reconstruction
+from .export import needed
 from .fourier import crop
 from .maps import Maps, made_from, maps_path, read_maps
-from .masks import kept_acs
+from .masks import acs_lines, kept_acs
 from .operators import MultiCoilMRI
 from .prepare import mask_of
 from .readers import KSpace, find_files, read, require_own_names
 from .reconstruction import choose_lam, default_lam, l1_wavelet, sense, sigpy_l1_wavelet
+from .volume_files import ENDINGS, VolumeFiles
 from .wavelets import Wavelet
 
 #: Options that do not change the images; of the maps, their content counts.
 FREE = ("workers", "shard", "maps", "nifti", "dicom")
 OF_MASKS = ("acs", "mask", "seed")  # without --accel they change nothing, either
 ITERATIONS = {"torch": 50, "sigpy": 100}
-MADE_BY = b"rsdmri"  # in the header of every NIfTI and DICOM that is written here
 
 
 def reconstruct_files(paths: Sequence[Path], out: Path, config: ReconstructConfig) -> None:
@@ -51,11 +47,9 @@ def reconstruct_files(paths: Sequence[Path], out: Path, config: ReconstructConfi
     # What is missing is said before hours of work.
     if config.method == "l1":
         Wavelet(config.wavelet, config.levels)
-    for package in [*(["nibabel"] if config.nifti else []), *(["pydicom"] if config.dicom else [])]:
-        needed(package, out)
+    for form in _asked(config):
+        needed({"nifti": "nibabel", "dicom": "pydicom"}[form], out)
     mine = shard(files, config.shard or default_shard(os.environ))
-    for file in mine:
-        _require_free(file, out, config)
     try:
         outcomes = run_files(
             partial(reconstruct_file, out=out, config=config),
@@ -74,33 +68,30 @@ def reconstruct_files(paths: Sequence[Path], out: Path, config: ReconstructConfi
 
 
 def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcome:
-    """Reconstructs and writes one scan."""
+    """Reconstructs and writes one scan; of images that are there, what is missing of their other forms."""
+    files = VolumeFiles(out, path.stem)
     scan = read(path, singlecoil=config.singlecoil)
     maps = read_maps(config.maps, path)
     maps.check_source(path)
     maps.check_shape(path, scan.kspace)
-    try:
-        mask = _mask(scan, config)
-        images, lam, residual = _images(scan, maps, mask, config)
-    except UserError as error:
-        raise UserError(f"{path}: {error}".replace(f"{path}: {path}: ", f"{path}: ")) from None
-    volume, voxel = crop(images, scan.recon_size).numpy(), scan.voxel
+    depends_on, asked = _depends_on(path, config), _asked(config)
+    kept = [form for form in ENDINGS if files.holds(depends_on) and files.whole(form)]
+    files.check(asked, kept)
+    if files.holds(depends_on):
+        attributes, volume = files.attributes, files.volume()
+    else:
+        attributes, volume = _reconstructed(path, scan, maps, config)
+        attributes |= depends_on
+    voxel = scan.voxel
     if scan.swapped:  # as the file and its target have it
-        volume, voxel = volume.swapaxes(-1, -2), voxel and (voxel[1], voxel[0], voxel[2])
-    acceleration = _acceleration(scan, mask)
-    depends_on = _depends_on(path, config)
-    found = {"lam": lam, "residual": residual, "acceleration": acceleration, "nifti": config.nifti, "dicom": config.dicom}
-    _remove(path, out)  # an earlier reconstruction: never two of different options side by side
-    nifti, dicom = _others(path, out)
-    if config.nifti:
-        write_nifti(nifti, volume, voxel)
-    if config.dicom:
-        made = f"{config.method}, R = {acceleration:.3g}, lambda {lam:g}"
-        _write_dicom(dicom, volume, voxel, made, json.dumps(depends_on))
-    seen = _lines_of_maps(scan, maps, config)
-    write_reconstruction(_place(path, out), volume, depends_on | found | {"maps": seen})  # last: what is there is complete
+        voxel = voxel and (voxel[1], voxel[0], voxel[2])
+    acceleration, lam = attributes["acceleration"], attributes["lam"]
+    made = f"{config.method}, R = {acceleration:.3g}, lambda {lam:g}"
+    files.write(volume, voxel, attributes, asked, kept, made, json.dumps(depends_on))
     notes = [*scan.notes]
-    if seen == "full":
+    if files.attributes and files.attributes.get("source_sha256") != depends_on["source_sha256"]:
+        notes.append(f"replaced the images of another file of this name in {out}")
+    if attributes["maps"] == "full":
         notes.append(
             f"its maps are of {maps.calib} lines, more than the reconstruction has: better maps than such a scan would give"
         )
@@ -109,10 +100,30 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
     return Outcome(f"{path.stem}  R {acceleration:.3g}", tuple(notes))
 
 
-def _lines_of_maps(scan: KSpace, maps: Maps, config: ReconstructConfig) -> str:
+def _reconstructed(path: Path, scan: KSpace, maps: Maps, config: ReconstructConfig) -> tuple[dict[str, Any], Any]:
+    """What the file says of a volume, and the volume (slices, h, w)."""
+    try:
+        mask = _mask(scan, config)
+        images, lam, residual = _images(scan, maps, mask, config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}".replace(f"{path}: {path}: ", f"{path}: ")) from None
+    volume = crop(images, scan.recon_size).numpy()
+    seen = _lines_of_maps(scan, maps, mask, config)
+    about = {"lam": lam, "residual": residual, "acceleration": _acceleration(scan, mask), "maps": seen}
+    return about, volume.swapaxes(-1, -2) if scan.swapped else volume
+
+
+def _asked(config: ReconstructConfig) -> list[str]:
+    """The forms that are asked for beside the volume's own."""
+    return [form for form in ENDINGS if getattr(config, form)]
+
+
+def _lines_of_maps(scan: KSpace, maps: Maps, mask: Tensor, config: ReconstructConfig) -> str:
     """``full``: the maps were estimated from lines that an acceleration which is tried out leaves away; else ``acs`` (docs/data.md)."""
-    tried = config.accel is not None and maps.calib > kept_acs(scan.kspace.shape[-1], config.acs)
-    return "full" if tried else "acs" if maps.calib else "ones"
+    if not maps.calib:
+        return "ones"
+    tried = config.accel is not None and not mask[acs_lines(scan.kspace.shape[-1], maps.calib)].all()
+    return "full" if tried else "acs"
 
 
 def _images(scan: KSpace, maps: Maps, mask: Tensor, config: ReconstructConfig) -> tuple[Tensor, float, float]:
@@ -170,67 +181,13 @@ def _acceleration(scan: KSpace, mask: Tensor) -> float:
     return float(whole / mask.sum())
 
 
-def _place(path: Path, out: Path) -> Path:
-    return out / f"{path.stem}.h5"
-
-
-def _others(path: Path, out: Path) -> tuple[Path, Path]:
-    """Where NIfTI and DICOM go."""
-    return out / f"{path.stem}.nii.gz", out / f"{path.stem}.dicom"
-
-
-def _require_free(path: Path, out: Path, config: ReconstructConfig) -> None:
-    """Raises a :class:`UserError` if something that is no earlier reconstruction lies where the images of a scan would go."""
-    nifti, dicom = _others(path, out)
-    places = [(True, _place(path, out)), (config.nifti, nifti), (config.dicom, dicom)]
-    for place in (place for asked, place in places if asked and place.exists() and not _is_ours(place)):
-        raise UserError(f"{place}: not of an earlier reconstruction, and it would be replaced. Move it, or choose another --out.")
-
-
-def _remove(path: Path, out: Path) -> None:
-    """An earlier reconstruction, in every form that it has; what is none stays."""
-    place, (nifti, dicom) = _place(path, out), _others(path, out)
-    for file in (place, nifti):  # the first one first: a NIfTI without it is of a run that was stopped
-        if file.exists() and _is_ours(file):
-            file.unlink()
-    if dicom.exists() and _is_ours(dicom):
-        shutil.rmtree(dicom)
-
-
-def _is_ours(place: Path) -> bool:
-    """Whether a file or folder is of an earlier reconstruction, as it says itself."""
-    if place.is_dir():
-        files = list(place.iterdir())
-        return all(file.suffix == ".dcm" and file.stem.isdecimal() and MADE_BY in file.read_bytes()[:4096] for file in files)
-    try:
-        if place.suffix == ".gz":
-            with gzip.open(place) as stream:
-                return MADE_BY in stream.read(348)  # the header of NIfTI
-        with h5py.File(place, "r") as file:
-            return "asked_method" in file.attrs
-    except (OSError, EOFError, zlib.error):
-        return False
-
-
-def _write_dicom(folder: Path, volume: Any, voxel: Voxel | None, made: str, source: str) -> None:
-    """A folder that appears whole."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    write_dicom(unfinished, volume, voxel, made, source)
-    unfinished.rename(folder)
-
-
 def is_done(path: Path, out: Path, config: ReconstructConfig) -> bool:
     """Whether the images of this very file and its maps exist with these parameters, in every form that is asked for."""
-    nifti, dicom = _others(path, out)
     try:
-        with h5py.File(_place(path, out), "r") as file:
-            attributes: Mapping[str, Any] = dict(file.attrs)
-        forms = [(config.nifti, nifti, "nifti"), (config.dicom, dicom, "dicom")]
-        there = all(place.exists() and attributes.get(name) for asked, place, name in forms if asked)
-        return there and all(attributes.get(name) == value for name, value in _depends_on(path, config).items())
-    except OSError:  # no such file, or a broken one: made again
+        files = VolumeFiles(out, path.stem)
+    except UserError:  # said when it would be replaced
         return False
+    return files.finished(_asked(config)) and files.holds(_depends_on(path, config))
 
 
 def _depends_on(path: Path, config: ReconstructConfig) -> dict[str, Any]:
