@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from comparison import compare, job_parser, lengthened
-from reproduce_small import NATURAL, SPACES, make_maps, table
+from reproduce_small import faces_of, make_maps, table
 
 from rsdmri import pipeline
 from rsdmri.checkpoints import snapshots
@@ -29,7 +29,6 @@ from rsdmri.grids import save_grid
 from rsdmri.mri.config import MRIExperiment
 from rsdmri.mri.domain import MRI
 from rsdmri.settings import load_experiment
-from rsdmri_natural.config import NaturalExperiment
 from rsdmri_natural.domain import Natural
 
 FACES = ("noise_0.2", "inpainting_0.9")
@@ -49,16 +48,7 @@ def experiment_of(row: str, seed: int, options: argparse.Namespace) -> tuple[Exp
         data = dataclasses.replace(base.data, accel=SCANS[row], **where)
         experiment, domain = dataclasses.replace(base, data=data, **common), MRI()
     else:
-        faces, name = load_experiment(NaturalExperiment, ["natural/faces_64"]), row.removeprefix("faces_")
-        fields, objective = NATURAL[name]
-        experiment = dataclasses.replace(
-            faces,
-            data=dataclasses.replace(faces.data, images=options.images, **fields),
-            objective=dataclasses.replace(faces.objective, kind=objective),
-            distill=dataclasses.replace(faces.distill, space=SPACES.get(name, "measured")),
-            sample=dataclasses.replace(faces.sample, stop=fields.get("noise_std", 0.0)),
-            **common,
-        )
+        experiment = faces_of("natural/faces_64", row.removeprefix("faces_"), options.images, common)
         domain = Natural()  # type: ignore[assignment]
     return lengthened(experiment, PLUS, 4), domain, 500
 

@@ -54,9 +54,14 @@ def experiment_of(row: str, seed: int, runs: Path, images: Path | None, plus: fl
         where: dict[str, Any] = {"kspace": (runs / "kspace",), "maps": runs / "espirit"}
         scans = dataclasses.replace(base.data, accel=accel, acs=acs, **where)
         return lengthened(dataclasses.replace(base, data=scans, **common), plus, 4), MRI(), 400
-    faces = load_experiment(NaturalExperiment, ["natural/faces_small"])
+    return lengthened(faces_of("natural/faces_small", row, images, common), plus, 4), Natural(), 500
+
+
+def faces_of(config: str, row: str, images: Path | None, common: dict[str, Any]) -> NaturalExperiment:
+    """A configuration of faces with the corruption of a row, and the objective and samplers that go with it."""
+    faces = load_experiment(NaturalExperiment, [config])
     fields, objective = NATURAL[row]
-    experiment = dataclasses.replace(
+    return dataclasses.replace(
         faces,
         data=dataclasses.replace(faces.data, images=images, **fields),
         objective=dataclasses.replace(faces.objective, kind=objective),
@@ -64,7 +69,6 @@ def experiment_of(row: str, seed: int, runs: Path, images: Path | None, plus: fl
         sample=dataclasses.replace(faces.sample, stop=fields.get("noise_std", 0.0)),
         **common,
     )
-    return lengthened(experiment, plus, 4), Natural(), 500
 
 
 def run_job(row: str, seed: int, options: argparse.Namespace) -> None:
