@@ -91,7 +91,7 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
     notes = [*scan.notes]
     if files.attributes and files.attributes.get("source_sha256") != depends_on["source_sha256"]:
         notes.append(f"replaced the images of another file of this name in {out}")
-    if attributes["maps"] == "full":
+    if attributes.get("maps") == "full":
         notes.append(
             f"its maps are of {maps.calib} lines, more than the reconstruction has: better maps than such a scan would give"
         )
