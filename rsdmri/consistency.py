@@ -37,12 +37,12 @@ def consistency_loss(
     lowest = torch.full_like(sigma, max(config.lowest, LOWEST))
     lower = noise.log_normal_above(lowest, config.mean, config.std, generator, highest=sigma)
     penalty = torch.zeros_like(sigma)
-    places, share = _asked(len(sigma), config.consistency_samples, generator)
+    places, weight = _asked(len(sigma), config.consistency_samples, generator)
     ends = _reverse(denoiser, x_t, sigma, lower, places, config.consistency_steps, generator)
     at, below = sigma[places], lower[places]
     # In one call: few images at a time leave a processor idle.
     f, first, second = denoiser(torch.cat([x_t[places], *ends]), torch.cat([at, below, below])).split(len(places))
-    penalty[places] = share * inner(first - f, second - f)
+    penalty[places] = weight * inner(first - f, second - f)
     return penalty
 
 

@@ -47,11 +47,12 @@ def l1(job: Job) -> dict[str, Any]:
     images = read_images(path, data, pipeline.restored_of(experiment, job.domain))
     restored = side_of(job.domain, images.batch(list(judge.row_samples)).y, judge.law)
     found = _trained(job, experiment, pipeline.pretrain(experiment, job.domain), "L1-EDM")
-    took = _seconds_of(path)
+    made = about(path)
+    took = float(made["seconds"])
     found["rows"] = {"L1": {"metrics": judge.shown(restored), "proximal": {}}, **found["rows"]}
     found["seconds_per_image"] = {"L1": took / len(data), **found["seconds_per_image"]}
     found["training_seconds"]["L1-EDM"] += took
-    return {**found, "lam": about(path)["lam"]}
+    return {**found, "lam": made["lam"]}
 
 
 def em(job: Job) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def em(job: Job) -> dict[str, Any]:
     }
     chosen = min(laps, key=lambda name: swd(scores[name]))
     trained = sum(read_log(run / "metrics.jsonl")[-1]["seconds"] for run in runs.values())
-    drawn = sum(_seconds_of(job.folder / lap / "images.h5") for lap in laps)
+    drawn = sum(float(about(job.folder / lap / "images.h5")["seconds"]) for lap in laps)
     return {
         "rows": {"EM-Diffusion": scores[chosen]},
         "training_seconds": {"EM-Diffusion": trained + drawn},
@@ -128,11 +129,6 @@ def _trained(job: Job, experiment: Experiment, run: Path, name: str) -> dict[str
         "swd": {at: round(swd(scores), 1) for at, scores in found.items()},
         "settings": settings_of(experiment),
     }
-
-
-def _seconds_of(images: Path) -> float:
-    """How long it took to make the images of a data set."""
-    return float(about(images)["seconds"])
 
 
 def _clean_images(job: Job) -> Path:
