@@ -75,9 +75,10 @@ def reconstruct_file(path: Path, out: Path, config: ReconstructConfig) -> Outcom
     maps.check_source(path)
     maps.check_shape(path, scan.kspace)
     depends_on, asked = _depends_on(path, config), _asked(config)
-    kept = [form for form in ENDINGS if files.holds(depends_on) and files.whole(form)]
+    same = files.holds(depends_on)
+    kept = [form for form in ENDINGS if same and files.whole(form)]
     files.check(asked, kept)
-    if files.holds(depends_on):
+    if same:
         attributes, volume = files.attributes, files.volume()
     else:
         attributes, volume = _reconstructed(path, scan, maps, config)
