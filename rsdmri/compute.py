@@ -9,6 +9,7 @@ from . import distributed
 from .config import ComputeConfig
 from .denoiser import Denoiser
 from .errors import UserError
+from .memory import keep_freed
 
 MODES = {"default": "default", "graphs": "reduce-overhead"}  # of torch.compile
 
@@ -19,6 +20,8 @@ def arranged(denoiser: Denoiser, config: ComputeConfig, device: torch.device) ->
     Compilation is in place, so that state dicts keep their names; copies of a denoiser are not compiled.
     """
     denoiser.to(device)
+    if device.type == "cpu":
+        keep_freed()
     denoiser.bf16 = in_bf16(config, device)
     denoiser.channels_last = config.channels_last
     if config.channels_last:
