@@ -24,7 +24,7 @@ from .files import sha256
 from .observations import Observation
 from .pipeline import finished, observations_path, restored_of, restored_path, train_teacher
 from .posterior import dps, mmps
-from .restoring import Images, is_made, of_one_size, read_images, restore_all
+from .restoring import Images, is_restored, of_one_size, read_images, restore_all
 from .runs import claimed, device_of, open_run
 from .sampling import ancestral, heun, levels, noises
 from .tensors import Image, make_generator
@@ -37,7 +37,7 @@ def restore(experiment: Experiment, domain: Domain) -> Path:
     data = domain.observations(observations_path(experiment), experiment)
     path, of = restored_path(experiment), restored_of(experiment, domain)
     with claimed(path.parent):
-        if is_made(path, of) and path.with_suffix(".json").exists():
+        if is_restored(path, of):
             print(f"restore: {path} is there", file=sys.stderr)
         else:
             restorer, chosen = domain.restorer(data, experiment, device_of(experiment))

@@ -70,10 +70,15 @@ def restore_all(
         range(len(parts)),
         workers=1,
         stage=stage,
-        done=lambda number: is_made(_part_path(out, number), of),
+        done=lambda number: _is_made(_part_path(out, number), of),
         unit=f"x {PART} images",
     )
     _join(out, len(parts), of, chosen or {})
+
+
+def is_restored(out: Path, of: Mapping[str, Any]) -> bool:
+    """Whether the images of all observations are there, made as ``of`` says, and what is told of them too."""
+    return _is_made(out, of) and out.with_suffix(".json").exists()
 
 
 def about(out: Path) -> dict[str, Any]:
@@ -126,7 +131,7 @@ def _write_part(path: Path, data: Observations, samples: Sequence[int], restore:
     return ""  # nothing to say of it
 
 
-def is_made(path: Path, of: Mapping[str, Any]) -> bool:
+def _is_made(path: Path, of: Mapping[str, Any]) -> bool:
     """Whether a file of images, or a part of one, is there and was made as ``of`` says."""
     try:
         with h5py.File(path, "r") as file:
