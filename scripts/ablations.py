@@ -64,6 +64,8 @@ VARIANTS = {
     "mri-level": Variant("mri_r4", {"weight": "level"}),
     "mri-alpha-1": Variant("mri_r4", {"alpha": 1.0}),
     "noise-alpha-1": Variant("noise_0.2", {"alpha": 1.0}),
+    # Twice the rate of the generator, which D-DMD does best with.
+    "mri-rate": Variant("mri_r4", {"lr_generator": 4e-4}),
     # Levels of the comparison above the noise alone, which was published as harmful (FID 18 against 4.8).
     "noise-above": Variant("noise_0.4", {"sigma_min": 0.4}),
     # Twice the length of phase II, where the generator does not win by the rule.
