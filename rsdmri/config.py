@@ -197,6 +197,9 @@ class DistillConfig:
     """Images a step."""
     parts: int = 1
     """The batch is computed in so many parts, one after the other, and is the same batch: for networks that do not fit memory otherwise."""
+    checkpointing: bool = False
+    """song: in the generator's step, where three networks keep their activations, teacher and fake score compute them again in the backward
+    pass; no other step is slower (network.checkpointing: every network in every step)."""
     lr_fake: float = 2e-4
     """Learning rate of the fake score."""
     lr_generator: float = 2e-4

@@ -15,6 +15,7 @@ it was told. Gradients flow through x_g and through the inputs of both score net
 ``requires_grad_(False)`` and not by ``no_grad``; the weight alone is detached.
 """
 
+from contextlib import ExitStack
 from typing import cast
 
 import torch
@@ -24,6 +25,7 @@ from . import noise
 from .config import DistillConfig
 from .denoiser import Denoiser, Generator
 from .errors import UserError
+from .nn import checkpointed
 from .objectives import Objective
 from .observations import Observation, observe
 from .operators import LinearOperator, MaskedOperator
@@ -127,7 +129,10 @@ class Distiller(nn.Module):
         # The only place where the image itself may be the target: here it is the generator's own.
         w = x_g * operator.support() if space == "image" else self.objective.target(perturbed, obs, space)
         # DMD and SDS take no gradient through the scores.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.divergence == "sid"):
+        with ExitStack() as scores:
+            scores.enter_context(torch.set_grad_enabled(torch.is_grad_enabled() and self.config.divergence == "sid"))
+            for score in (self.teacher, self.fake) if self.config.checkpointing else ():
+                scores.enter_context(checkpointed(score))
             r = self.objective.predict(self.teacher, perturbed, obs, space)
             q = self.objective.predict(self.fake, perturbed, obs, space) if self.config.divergence != "sds" else r
         size = noise.weight(sigma, self.teacher.sigma_data).rsqrt() if self.config.weight == "level" else None

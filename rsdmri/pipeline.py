@@ -168,6 +168,10 @@ def _distillation(experiment: Experiment, domain: Domain, out: Path, teacher: Pa
             f"{run}: a teacher of restored images has no corruption to distil through. Distil one of the observations."
         )
     experiment = with_network_of(run, described, experiment)
+    if config.checkpointing and experiment.network.kind != "song":
+        raise UserError(
+            f"distill.checkpointing exists for network.kind 'song' only, and the teacher's is '{experiment.network.kind}'"
+        )
     set_checkpointing(f_phi, experiment.network.checkpointing)
     objective = _objective(experiment, law)
     if config.space == "image":

@@ -59,7 +59,8 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "channels_last": {"channels_last": True},
     "compile": {"compile": "default"},
     "graphs": {"compile": "graphs"},
-    "checkpointing": {},
+    "checkpointing": {},  # of every network
+    "scores": {},  # of the two scores in the generator's step alone
 }
 
 
@@ -363,7 +364,9 @@ def with_lever(experiment: Experiment, lever: str) -> Experiment:
     for name in names:
         fields |= LEVERS[name]
     network = dataclasses.replace(experiment.network, checkpointing="checkpointing" in names)
-    return dataclasses.replace(experiment, compute=ComputeConfig(**{"precision": "fp32", **fields}), network=network)
+    distill = dataclasses.replace(experiment.distill, checkpointing="scores" in names)
+    compute = ComputeConfig(**{"precision": "fp32", **fields})
+    return dataclasses.replace(experiment, compute=compute, network=network, distill=distill)
 
 
 if __name__ == "__main__":

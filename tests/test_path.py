@@ -234,6 +234,15 @@ def test_a_killed_run_goes_on_with_the_losses_of_one_that_was_not(trained, place
     assert losses(out) == losses(tmp_path / "whole")
 
 
+def test_only_our_own_network_computes_activations_again(place, capsys):
+    network = ["--network.kind", "monai", "--network.channels", "32"]
+    where = flags(place, runs="monai")
+    run("prepare", *where)
+    run("pretrain", *where, *network, "--pretrain.images", "8")
+    run("distill", *where, *network, "--distill.checkpointing", code=1)
+    assert "distill.checkpointing exists for network.kind 'song' only, and the teacher's is 'monai'" in capsys.readouterr().err
+
+
 def test_distill_without_a_teacher_says_how_to_make_one(place, tmp_path, capsys):
     run("distill", *flags(place, runs=str(tmp_path / "nothing")), code=2)
     assert "rsdmri-pretrain" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from rsdmri.distillation import Distiller
 from rsdmri.evaluation import PROXIMAL_STREAM, Evaluator
 from rsdmri.metrics import Options, Side
 from rsdmri.mri.domain import MRI, Bank, MRILaw
+from rsdmri.nn.song_unet import Block
 from rsdmri.objectives import build_objective
 from rsdmri.sampling import sample_generator
 from rsdmri.steps import DistillStep, batch_of, draw_size, fall, indices, rise
@@ -165,6 +166,32 @@ def test_each_gradient_has_a_limit_of_its_own():
         assert moved["teacher"] == 0
         assert (moved["fake"] > 0.05) == moves
         assert (moved["generator"] > 0.05) == (not moves)
+
+
+def test_scores_may_compute_their_activations_again(monkeypatch):
+    """In the generator's step alone, and of the scores alone: the step learns the same, and calls the blocks of two networks twice."""
+    calls, whole = [], Block._compute
+    monkeypatch.setattr(Block, "_compute", lambda self, x, emb: calls.append(self) or whole(self, x, emb))
+    learnt, counts = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        teacher = build_denoiser(NetworkConfig(channels=8), channels=1, size=(16, 16), complex_images=True, masked=True)
+        with torch.no_grad():
+            for parameter in teacher.parameters():  # the last layers begin almost at zero
+                parameter += 0.05 * torch.randn(parameter.shape)
+        the_law, config = law(), DistillConfig(batch=4, checkpointing=checkpointing, lr_generator=1e-3)
+        objective = build_objective(ObjectiveConfig(), the_law.thin)
+        distiller = Distiller(teacher, copied(teacher, None), Generator(copied(teacher, None), 2.5), objective, config)
+        calls.clear()
+        made = DistillStep(distiller, the_law, the_law.thin, 1, torch.complex64, config)
+        made(0, [make_generator(0)])
+        learnt.append(list(made.model.parameters()))
+        networks = (teacher, distiller.fake, made.model)
+        counts.append([sum(block in set(network.modules()) for block in calls) for network in networks])
+        assert not any(block.checkpointing for network in networks for block in network.modules() if isinstance(block, Block))
+    assert all(torch.equal(a, b) for a, b in zip(*learnt, strict=True))
+    one = counts[0][0]  # called in the generator's step alone; the fake in both, the generator in both
+    assert counts == [[one, 2 * one, 2 * one], [2 * one, 3 * one, 2 * one]]
 
 
 def test_distillation_may_have_another_dropout():

@@ -6,6 +6,6 @@ complex numbers and masks belong to the denoiser that calls it.
 """
 
 from .monai_unet import MonaiUNet
-from .song_unet import SongUNet
+from .song_unet import SongUNet, checkpointed
 
-__all__ = ["MonaiUNet", "SongUNet"]
+__all__ = ["MonaiUNet", "SongUNet", "checkpointed"]

@@ -24,7 +24,8 @@ dict, where level l works at (H / 2^l, W / 2^l):
     of a convolution:           weight, bias, gate (where it is gated)
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal, cast
 
@@ -229,6 +230,20 @@ class Block(nn.Module):
         h = self.conv1(self.dropout(F.silu(self.norm1(h))))
         x = (self.skip(self.resample(x)) + h) * SQRT_HALF
         return cast(Tensor, self.attention(x))
+
+
+@contextmanager
+def checkpointed(denoiser: nn.Module) -> Iterator[None]:
+    """Blocks that are called inside compute their activations again in the backward pass, which may come later, instead of keeping them."""
+    blocks = [module for module in denoiser.modules() if isinstance(module, Block)]
+    before = [block.checkpointing for block in blocks]
+    try:
+        for block in blocks:
+            block.checkpointing = True
+        yield
+    finally:
+        for block, was in zip(blocks, before, strict=True):
+            block.checkpointing = was
 
 
 class SelfAttention(nn.Module):
