@@ -96,8 +96,8 @@ class ComputeConfig:
     compile: Literal["none", "default", "graphs"] = "none"
     """torch.compile of each network, which takes minutes at the start; graphs: captured as CUDA graphs too (one GPU)."""
     sharded: bool = False
-    """Several processes split weights, gradients and moments between them (FSDP2), for networks that do not fit on one GPU; slower where they
-    do. Not with channels_last or compile."""
+    """Several processes split weights, gradients and moments of what is trained between them (FSDP2), for networks whose moments do not fit
+    on one GPU; slower where they do. Not with channels_last or compile."""
 
     def __post_init__(self) -> None:
         together = self.channels_last or self.compile != "none"

@@ -13,6 +13,7 @@ little.)
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from . import noise
 from .denoiser import Denoiser
@@ -37,7 +38,8 @@ def consistency_loss(
     lowest = torch.full_like(sigma, max(config.lowest, LOWEST))
     lower = noise.log_normal_above(lowest, config.mean, config.std, generator, highest=sigma)
     penalty = torch.zeros_like(sigma)
-    places, weight = _asked(len(sigma), config.consistency_samples, generator)
+    chosen, weight = _asked(len(sigma), config.consistency_samples, generator)
+    places = _on_device(chosen, sigma.device)
     ends = _reverse(denoiser, x_t, sigma, lower, places, config.consistency_steps, generator)
     at, below = sigma[places], lower[places]
     # In one call: few images at a time leave a processor idle.
@@ -59,18 +61,24 @@ def _asked(n: int, samples: int, generator: torch.Generator) -> tuple[list[int],
     return (places, batch / samples) if places else ([0], 0.0)
 
 
+def _on_device(places: Sequence[int], device: torch.device) -> Tensor:
+    """Indices, sent once and without the host's waiting: a list would be sent anew, and waited for, each time it is used."""
+    found = torch.tensor(places)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
+
+
 @torch.no_grad()
 def _reverse(
     denoiser: Denoiser,
     x_t: Image,
     sigma: PerSample,
     lower: PerSample,
-    places: Sequence[int],
+    places: Tensor,
     steps: int,
     generator: torch.Generator,
 ) -> Sequence[Image]:
     """Two draws of the reverse chain from ``sigma`` to ``lower``, in steps that are even in ln s (:func:`rsdmri.sampling.ancestral`)."""
-    twice = [*places, *places]
+    twice = places.repeat(2)
     x, now, end = x_t[twice], sigma[twice], lower[twice]
     for step in range(steps):
         then = now * (end / now) ** (1 / (steps - step))

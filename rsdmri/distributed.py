@@ -29,8 +29,15 @@ T = TypeVar("T")
 
 MEETING = timedelta(minutes=10)  # for each other, at the start and in a step: who is gone does not hold up a job for long
 WAITING = timedelta(days=2)  # for the first process while it evaluates or writes: no collective of the GPUs is open meanwhile
-#: How collectives say that another process is gone.
-GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "ncclRemoteError")
+#: How collectives say that another process is gone, or does not come.
+GONE = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "ncclRemoteError",
+    "Timed out waiting",
+)
 
 
 _place: Place | None = None
@@ -63,7 +70,7 @@ def joined(place: Place) -> Iterator[None]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in GONE):
             raise
-        message = f"another of {place.size} processes has ended ({str(error).splitlines()[0]}). What was saved is kept."
+        message = f"another of {place.size} processes has ended, or does not answer ({str(error).splitlines()[0]}). What was saved is kept."
         raise UserError(message) from None
     finally:
         _place, _control = None, None

@@ -108,6 +108,10 @@ class Domain(Protocol):
         """The law that a configuration describes, for networks that were trained elsewhere; it may need the prepared data."""
         ...
 
+    def law_needs_data(self, experiment: Any) -> bool:
+        """Whether it does."""
+        ...
+
     def volume_of(self, name: str) -> str:
         """Whose image a sample is: of a slice the scan, of a photograph itself."""
         ...

@@ -15,6 +15,7 @@ from .distillation import shown
 from .domain import Domain, Law
 from .errors import UserError
 from .operators import LinearOperator, MaskedOperator
+from .runs import observations_path
 from .sampling import SAMPLERS, calls, levels, noises, sample_generator
 from .tensors import Image
 
@@ -102,6 +103,13 @@ def law_of_run(run: Path, description: Description, domain: Domain, experiment: 
             " --size, or prepare other data."
         )
     return law
+
+
+def law_inputs(run: Path, domain: Domain, experiment: Any) -> dict[str, Path]:
+    """The file that a run's law comes from, for the record; none where the configuration alone says it."""
+    if not is_imported(run):
+        return {"operators": run / "operators.h5"}
+    return {"observations": observations_path(experiment)} if domain.law_needs_data(experiment) else {}
 
 
 def is_imported(run: Path) -> bool:

@@ -26,7 +26,7 @@ from .domain import Domain, Law, Observations
 from .errors import UsageError, UserError
 from .evaluation import evaluator
 from .files import sha256
-from .generation import Model, is_imported, law_of_run, open_model
+from .generation import Model, is_imported, law_inputs, law_of_run, open_model
 from .grids import save_grid
 from .metrics.compare import BASIC
 from .objectives import Objective, build_objective
@@ -180,9 +180,7 @@ def _distillation(experiment: Experiment, domain: Domain, out: Path, teacher: Pa
     f_psi, g = (arranged(copied(f_phi, config.dropout), experiment.compute, device) for _ in range(2))
     f_phi = arranged(f_phi, experiment.compute, device)
     distiller = Distiller(f_phi, f_psi, Generator(g, config.sigma_init), objective, config)
-    inputs = {"teacher": weights or run / "model.safetensors"}
-    if not is_imported(run):
-        inputs["operators"] = run / "operators.h5"
+    inputs = {"teacher": weights or run / "model.safetensors", **law_inputs(run, domain, experiment)}
     description = Description(**{**vars(described), "role": "generator", "distill": config})
     watch = None
     if config.select:
@@ -227,8 +225,9 @@ def sample(experiment: Experiment, domain: Domain, out: Path | None = None, run:
 
     model = distributed.together(opened)
     distributed.alike("settings", lambda: to_tree(experiment))
-    files = [path for name in ("model.safetensors", "operators.h5") if (path := model.run / name).exists()]
-    distributed.alike("models", lambda: {str(path): sha256(path) for path in files})
+    distributed.apart(model.device)
+    files = {"model": model.run / "model.safetensors", **law_inputs(model.run, domain, experiment)}
+    distributed.alike("models", lambda: {str(path): sha256(path) for path in files.values()})
     out = out or model.run
     write_samples(model, out / "samples.h5", "sample")
 

@@ -69,7 +69,9 @@ def _of(model: Model) -> str:
     operators = model.run / "operators.h5"
     law = operators if operators.exists() else observations_path(model.experiment)
     files = {path.name: sha256(path) for path in (model.run / "model.json", law) if path.exists()}
-    options = {name: value for name, value in to_tree(model.experiment.sample).items() if name != "n"}
+    options = {name: value for name, value in to_tree(model.experiment.sample).items() if name != "n"} | {
+        "bf16": model.denoiser.bf16
+    }
     data = to_tree(model.experiment).get("data")
     return json.dumps({"weights": digest.hexdigest(), "files": files, "sample": options, "data": data}, sort_keys=True)
 

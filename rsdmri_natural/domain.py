@@ -226,9 +226,12 @@ class Natural:
         return law
 
     def configured_law(self, experiment: NaturalExperiment) -> NaturalLaw:
-        if experiment.data.noise_std == "auto":
+        if self.law_needs_data(experiment):
             return self.observations(experiment.folder / "prepare" / "observations.h5", experiment).law()
         return law_of(experiment.data)
+
+    def law_needs_data(self, experiment: NaturalExperiment) -> bool:
+        return experiment.data.noise_std == "auto"
 
     def volume_of(self, name: str) -> str:
         return name

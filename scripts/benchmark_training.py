@@ -1,6 +1,6 @@
 """Images per second of every stage of a training, and what part of it the networks alone would take.
 
-    python scripts/benchmark_training.py [--config mri/demo] [--config mri/r4 --config mri/narrow] [--size 32 32] [--coils 8] [--batch 32]
+    python scripts/benchmark_training.py [--config mri/demo] [--config mri/r4] [--size 32 32] [--coils 8] [--batch 32]
     python scripts/benchmark_training.py --config natural/ffhq_noise_02 --levers fp32 bf16 bf16,channels_last bf16,compile
 
 Random data and fresh weights: how long a step takes does not depend on them. The floor of a stage is the time of the forward and backward
@@ -193,18 +193,19 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
     f_psi, g = (arrange(copied(denoiser, None)) for _ in range(2))
     distiller = Distiller(f_phi, f_psi, Generator(g, 2.5), objective, dataclasses.replace(experiment.distill, batch=batch))
     distill = DistillStep(distiller, law.to(device), law.thin, channels, dtype, distiller.config)
-    generators = [make_generator(0, device=device)]
+    parts = {name: getattr(experiment, name).parts for name in ("pretrain", "distill")}
+    generators = {name: [make_generator(0, device=device, part=(i, n)) for i in range(n)] for name, n in parts.items()}
     seen = itertools.count(0, batch)  # what was read ahead is then what comes next
     average = Average(denoiser, 1e5, 0.05)
     alone = Networks(arrange(copied(denoiser, None)), size, batch, device)
 
     def fake() -> None:
         f_psi.requires_grad_(True).train()
-        descend(distill.adam_fake, distill._fake_loss, generators, 1.0, "gradient")
+        descend(distill.adam_fake, distill._fake_loss, generators["distill"], 1.0, "gradient")
 
     def generator() -> None:
         f_psi.requires_grad_(False).eval()
-        descend(distill.adam_generator, distill._generator_loss, generators, 1.0, "gradient")
+        descend(distill.adam_generator, distill._generator_loss, generators["distill"], 1.0, "gradient")
 
     operator, _ = law.draw(batch, size, make_generator(4))
     operator = operator.to(device)
@@ -224,7 +225,7 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
     # Each with the passes of the networks that it cannot do without.
     stages: Mapping[str, tuple[Callable[[], Any], Sequence[Callable[[], Any]]]] = {
         "data": (lambda: data.batch(range(batch)).to(device), ()),
-        "teacher step": (lambda: pretrain(next(seen), generators), [alone.train]),
+        "teacher step": (lambda: pretrain(next(seen), generators["pretrain"]), [alone.train]),
         "fake step": (fake, [alone.sample, alone.train]),
         "generator step": (generator, [alone.train, alone.through, alone.through]),
         "average of weights": (lambda: average.update(denoiser, 1000, batch), ()),
@@ -240,7 +241,9 @@ def measure(experiment: Experiment, law: Law, size: Size, batch: int, repeats: i
         rows[name] = _row(seconds, sum(floors), batch, memory)
         print(f"  {name}: {batch / seconds:.3g} images/s", file=sys.stderr, flush=True)
     # Last, because they keep a batch.
-    for name, function in _beside_the_network(pretrain, data.batch(range(batch)).to(device), generators[0]).items():
+    for name, function in _beside_the_network(
+        pretrain, data.batch(range(batch)).to(device), make_generator(0, device=device)
+    ).items():
         rows[name] = _row(timed([function], device, repeats)[0], 0.0, batch, 0)
     (train,) = timed([alone.train], device, repeats)
     flops = Networks(copied(denoiser, None), size, 1, device).flops()  # a copy, which is never compiled
@@ -327,6 +330,9 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="where the numbers go")
     options = parser.parse_args()
+    unknown = {name for lever in options.levers for name in lever.split(",")} - LEVERS.keys()
+    if unknown:
+        parser.error(f"--levers: no {', '.join(sorted(unknown))}; there are {', '.join(LEVERS)}")
     named = options.config or ["mri/demo"]
     kind: type[Experiment] = NaturalExperiment if named[0].startswith("natural/") else MRIExperiment
     experiment = dataclasses.replace(load_experiment(kind, named), device=options.device)
@@ -363,8 +369,8 @@ def with_lever(experiment: Experiment, lever: str) -> Experiment:
     fields: dict[str, Any] = {}
     for name in names:
         fields |= LEVERS[name]
-    network = dataclasses.replace(experiment.network, checkpointing="checkpointing" in names)
-    distill = dataclasses.replace(experiment.distill, checkpointing="scores" in names)
+    network = dataclasses.replace(experiment.network, checkpointing=experiment.network.checkpointing or "checkpointing" in names)
+    distill = dataclasses.replace(experiment.distill, checkpointing=experiment.distill.checkpointing or "scores" in names)
     compute = ComputeConfig(**{"precision": "fp32", **fields})
     return dataclasses.replace(experiment, compute=compute, network=network, distill=distill)
 

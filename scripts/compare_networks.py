@@ -3,7 +3,7 @@
     python scripts/compare_networks.py [--minutes 10] [--size 64] [--channels 16] [--seeds 0 1 2]
     python scripts/compare_networks.py --table
 
-Both shapes of configs/mri (r4.yaml, narrow.yaml), with fewer channels, as Ambient teachers of drawn heads at R = 4, in the recipes' batch of
+Both shapes for MRI (configs/mri/published.yaml, r4.yaml), with fewer channels, as Ambient teachers of drawn heads at R = 4, in batches of
 8. How many images fit into the time is measured first, in steps of the two that take turns, so that whatever else a machine does slows both
 alike. Of each shape three learning rates are tried in seed 0 for a third of the time, and the best one by the true distance is taken. Of each
 training the best average by that distance stands in the table, and the last one. Each job goes on where it was stopped; what is done is read.
@@ -55,10 +55,10 @@ def experiment_of(seed: int, options: argparse.Namespace) -> Experiment:
 
 def network_of(shape: str, options: argparse.Namespace) -> NetworkConfig:
     """The recipe's network at the size of this comparison: fewer channels, attention at the same levels."""
-    overlay = [] if shape == "published" else ["mri/narrow"]
+    overlay = ["mri/published"] if shape == "published" else []
     recipe = load_experiment(MRIExperiment, ["mri/r4", *overlay]).network
     rows = load_experiment(MRIExperiment, ["mri/r4"]).data.size[0]  # type: ignore[index]
-    channels = recipe.channels * options.channels // 128
+    channels = recipe.channels * options.channels // 128  # of the published shape
     attention = tuple(options.size * at // rows for at in recipe.attention)
     return dataclasses.replace(recipe, channels=channels, attention=attention, dropout=0.0)
 

@@ -244,7 +244,7 @@ def test_a_killed_process_ends_the_others_and_what_was_saved_is_kept(scans, tmp_
     processes[1].send_signal(signal.SIGKILL)
     codes, said = finish(processes)
     assert codes == [1, -signal.SIGKILL], said
-    assert "another of 2 processes has ended" in said[0][1] and "Traceback" not in said[0][1]
+    assert "another of 2 processes has ended, or does not answer" in said[0][1] and "Traceback" not in said[0][1]
     saved = max((runs / "x/pretrain/resume").glob("step_*")).name
     length = {"pretrain__images": int(saved.removeprefix("step_")) + 8, "pretrain__log": 8}
     alone(line(scans, "pretrain", runs, **length))

@@ -243,6 +243,23 @@ def test_only_our_own_network_computes_activations_again(place, capsys):
     assert "distill.checkpointing exists for network.kind 'song' only, and the teacher's is 'monai'" in capsys.readouterr().err
 
 
+def test_the_law_of_an_imported_teacher_belongs_to_the_run(trained, place, capsys):
+    """It is that of the prepared data, which then must be the same when the run goes on."""
+    runs = place / "imported"
+    shutil.copytree(trained / "prepare", runs / "small/prepare")
+    shutil.copytree(trained / "pretrain", runs / "small/teacher", ignore=shutil.ignore_patterns("operators.h5", "resume"))
+    (runs / "small/teacher/import.json").write_text("{}")
+    words = ["distill", *flags(place, runs="imported"), "--teacher", runs / "small/teacher"]
+    run(*words, "--distill.images", "16")
+    run(*words, "--distill.images", "24")
+    before = (runs / "small/distill/operators.h5").read_bytes()
+    with h5py.File(runs / "small/prepare/observations.h5", "r+") as file:
+        file["coils_4_16x16/maps"][...] *= 1j
+    run(*words, "--distill.images", "32", code=1)
+    assert "inputs.observations" in capsys.readouterr().err
+    assert (runs / "small/distill/operators.h5").read_bytes() == before
+
+
 def test_distill_without_a_teacher_says_how_to_make_one(place, tmp_path, capsys):
     run("distill", *flags(place, runs=str(tmp_path / "nothing")), code=2)
     assert "rsdmri-pretrain" in capsys.readouterr().err

@@ -25,6 +25,7 @@ class Drawing:
         self.complex_images = complex_images
         self.experiment = dataclasses.replace(Experiment(), sample=SampleConfig(n=n, batch=2, **options))
         self.denoiser = torch.nn.Linear(1, 1, bias=False)
+        self.denoiser.bf16 = False
         torch.nn.init.constant_(self.denoiser.weight, weight)
 
     def sample(self, seeds, options=None):

@@ -267,8 +267,10 @@ class MRI:
         return law
 
     def configured_law(self, experiment: MRIExperiment) -> MRILaw:
-        # Coil maps come with the data.
         return self.observations(experiment.folder / "prepare" / "observations.h5", experiment).law()
+
+    def law_needs_data(self, experiment: MRIExperiment) -> bool:
+        return True  # coil maps come with the data
 
     def volume_of(self, name: str) -> str:
         return name.rpartition("/")[0]
