@@ -15,7 +15,6 @@ it was told. Gradients flow through x_g and through the inputs of both score net
 ``requires_grad_(False)`` and not by ``no_grad``; the weight alone is detached.
 """
 
-from contextlib import ExitStack
 from typing import cast
 
 import torch
@@ -129,10 +128,9 @@ class Distiller(nn.Module):
         # The only place where the image itself may be the target: here it is the generator's own.
         w = x_g * operator.support() if space == "image" else self.objective.target(perturbed, obs, space)
         # DMD and SDS take no gradient through the scores.
-        with ExitStack() as scores:
-            scores.enter_context(torch.set_grad_enabled(torch.is_grad_enabled() and self.config.divergence == "sid"))
-            for score in (self.teacher, self.fake) if self.config.checkpointing else ():
-                scores.enter_context(checkpointed(score))
+        through = torch.is_grad_enabled() and self.config.divergence == "sid"
+        again = (self.teacher, self.fake) if self.config.checkpointing else ()
+        with torch.set_grad_enabled(through), checkpointed(*again):
             r = self.objective.predict(self.teacher, perturbed, obs, space)
             q = self.objective.predict(self.fake, perturbed, obs, space) if self.config.divergence != "sds" else r
         size = noise.weight(sigma, self.teacher.sigma_data).rsqrt() if self.config.weight == "level" else None

@@ -233,9 +233,9 @@ class Block(nn.Module):
 
 
 @contextmanager
-def checkpointed(denoiser: nn.Module) -> Iterator[None]:
+def checkpointed(*denoisers: nn.Module) -> Iterator[None]:
     """Blocks that are called inside compute their activations again in the backward pass, which may come later, instead of keeping them."""
-    blocks = [module for module in denoiser.modules() if isinstance(module, Block)]
+    blocks = [module for denoiser in denoisers for module in denoiser.modules() if isinstance(module, Block)]
     before = [block.checkpointing for block in blocks]
     try:
         for block in blocks:
